@@ -1,0 +1,37 @@
+# Everything a person types here. `make` alone lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# -P keeps the current folder off the module path, so that no file of a user's shadows one of ours.
+RUN := $(BIN)/python -P
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Ergon needs Python 3.11 or newer; pass PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing. On Debian or Ubuntu: apt-get install python3-venv"; exit 2; }
+	@echo "Setting up $(VENV): downloads the packages of constraints.txt from your package index, torch $$(sed -n 's/^torch==//p' constraints.txt) among them (0.2 to 3 GB, by platform)."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[agent,train,service,dev]'
+	@touch $@
+
+setup: $(VENV)/.installed ## virtual environment with the pinned dependencies
+
+demo: setup ## run the whole path on this machine and stop again
+	@$(BIN)/ergon demo
+
+up: setup ## start a local cluster and stay
+	@$(BIN)/ergon up
+
+test: setup ## the tests, under 10 minutes on 2 cores
+	@$(BIN)/pytest -n 2 --dist loadgroup tests
+
+lint: setup ## style, types, import contracts
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/basedpyright
+	@$(BIN)/lint-imports
+
+.PHONY: help setup demo up test lint

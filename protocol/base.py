@@ -1,0 +1,27 @@
+"""What every message shares: frozen, and closed to fields it does not know."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+
+class Message(BaseModel):
+    """A value that crosses a wire. Unknown fields are refused, so that a misspelt one is an error and not a silence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null", allow_inf_nan=False)
+
+
+class View(Message):
+    """An answer of the service. Readers ignore fields they do not know, so that a newer service can add some."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null", allow_inf_nan=False)
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=63)]
+"""A name of a job, node, user or queue: letters, digits, dot, dash, underscore; 63 characters at most."""
+
+Kind = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", min_length=1, max_length=63)]
+"""A device kind in lower case, such as `cpu`, `h100`, `a100-sxm4-80gb`."""
+
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+"""A duration in s. Durations cross the wire, deadlines never do: two machines' clocks are not compared."""

@@ -1,0 +1,46 @@
+"""Every environment variable that any part of Ergon reads. A name with our prefix that is not here is a mistake."""
+
+import difflib
+from collections.abc import Mapping
+
+PREFIX = "ERGON_"
+
+CLIENT_VARIABLES = {
+    "ERGON_SERVER": "Address of the service, such as http://127.0.0.1:8765.",
+    "ERGON_TOKEN": "The token of the person who calls.",
+}
+SERVICE_VARIABLES = {
+    "ERGON_DATA_DIR": "Folder for the embedded PostgreSQL and its logs.",
+    "ERGON_DATABASE_URL": "PostgreSQL to use instead of the embedded one (postgresql://user:password@host/name).",
+    "ERGON_HOST": "Address the API listens on; loopback unless told otherwise.",
+    "ERGON_PORT": "Port the API listens on.",
+    "ERGON_QUEUES": "Names of the queues jobs may be submitted to, separated by commas.",
+    "ERGON_PUE": "Power usage effectiveness of the site, at least 1.",
+    "ERGON_LEASE_S": "How long an agent may run ranks without hearing from the service, in s.",
+    "ERGON_TICK_S": "Longest time between two planning cycles while jobs wait, in s.",
+    "ERGON_STOP_GRACE_S": "From the polite signal to the final one when a job is stopped, in s.",
+    "ERGON_MAX_ATTEMPTS": "Attempts a job gets in all when nodes are lost under it.",
+    "ERGON_POSTGRES_USER": "System user that runs the embedded PostgreSQL when Ergon is started by root.",
+}
+RANK_VARIABLES = {
+    "ERGON_JOB_ID": "Set for ranks: the job.",
+    "ERGON_ATTEMPT": "Set for ranks: the attempt, unique for each try.",
+    "ERGON_EPOCH": "Set for ranks: the number of the attempt.",
+    "ERGON_PROGRESS": "Set for ranks: file that takes progress, one JSON object a line.",
+}
+BENCH_VARIABLES = {
+    "ERGON_BENCH_DATA": "Folder with the public traces that benchmarks read.",
+    "ERGON_CHROMIUM": "Chromium for the browser tests, where it is not on the path.",
+}
+VARIABLES = CLIENT_VARIABLES | SERVICE_VARIABLES | RANK_VARIABLES | BENCH_VARIABLES
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """One sentence for every variable with our prefix that nothing reads, with the nearest name that something does."""
+    complaints: list[str] = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in VARIABLES:
+            near = difflib.get_close_matches(name, VARIABLES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(VARIABLES))}"
+            complaints.append(f"unknown environment variable {name}{hint}")
+    return complaints

@@ -1,0 +1,206 @@
+"""A job: what a user asks for, and what the service tells about it."""
+
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from protocol.base import Kind, Message, Name, View
+from protocol.states import AttemptState, EndReason, JobState
+
+MAX_NODES = 100_000
+MAX_DEVICES_PER_NODE = 1_024
+MAX_MEMORY_BYTES = 1 << 50
+
+Argument = Annotated[str, StringConstraints(max_length=131_072, pattern=r"^[^\x00]*$")]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+
+
+class Recipe(Message):
+    """A training program that ships with Ergon, and its options."""
+
+    name: Name = Field(description="Name of the recipe, such as `digits-mlp`.")
+    options: dict[Name, bool | int | float | str] = Field(
+        default={}, max_length=200, description="Options of the recipe, such as `{'epochs': 20}`."
+    )
+
+
+class JobSpec(Message):
+    """One training run the user wants finished. It never changes after submission.
+
+    A job is a gang: `nodes` members, each on a node of its own with `devices_per_node` devices of one kind.
+    All of them start together or none does.
+    """
+
+    name: Name = Field(default="job", description="A name for people; it need not be unique.")
+    command: list[Argument] | None = Field(
+        default=None, min_length=1, max_length=4_096, description="Program and arguments, started once per rank."
+    )
+    recipe: Recipe | None = Field(default=None, description="A recipe instead of a command.")
+    env: dict[VariableName, Argument] = Field(
+        default={}, max_length=1_000, description="Environment variables for every rank."
+    )
+
+    queue: Name = Field(default="default", description="The queue the job waits in.")
+    priority: int = Field(default=0, ge=-1_000, le=1_000, description="A higher one goes first; never outbid by many.")
+
+    nodes: int = Field(default=1, ge=1, le=MAX_NODES, description="Members of the gang, each on a node of its own.")
+    devices_per_node: int = Field(default=1, ge=1, le=MAX_DEVICES_PER_NODE, description="Devices of each member.")
+    device_kinds: list[Kind] = Field(
+        default=[], max_length=64, description="Acceptable kinds; empty means any. A gang gets one kind throughout."
+    )
+    ranks_per_node: int | None = Field(
+        default=None, ge=1, le=MAX_DEVICES_PER_NODE, description="Processes of each member; one per device if absent."
+    )
+    cpu_cores_per_node: float | None = Field(
+        default=None, gt=0, le=65_536, description="CPU cores of each member; one per device if absent."
+    )
+    memory_bytes_per_node: int = Field(
+        default=0, ge=0, le=MAX_MEMORY_BYTES, description="Main memory of each member in bytes; 0 reserves none."
+    )
+
+    time_limit_s: float | None = Field(
+        default=None, gt=0, le=1e9, description="The job is stopped when it has run this long, in s."
+    )
+    expected_run_s: float | None = Field(
+        default=None, gt=0, le=1e9, description="The user's estimate of the run time in s; the planner uses it."
+    )
+    require_feasible: bool = Field(
+        default=False, description="Refuse the job if no node that is present could ever run it."
+    )
+
+    @model_validator(mode="after")
+    def _one_program(self) -> Self:
+        if (self.command is None) == (self.recipe is None):
+            raise ValueError("give exactly one of `command` and `recipe`")
+        if self.command is not None and not self.command[0]:
+            raise ValueError("the first word of `command` names the program and must not be empty")
+        return self
+
+    @property
+    def ranks(self) -> int:
+        """Processes of each member."""
+        return self.ranks_per_node or self.devices_per_node
+
+    @property
+    def cores(self) -> float:
+        """CPU cores of each member."""
+        return self.cpu_cores_per_node or float(self.devices_per_node)
+
+
+class Reason(View):
+    """Why a job is not placed."""
+
+    code: str = Field(description="A stable name, such as `too_few_nodes`.")
+    message: str = Field(description="The same in a sentence, with the numbers.")
+
+
+class VerdictView(View):
+    """What the planner last said about a job."""
+
+    outcome: Literal["placed", "waiting", "impossible"] = Field(
+        description="`impossible`: no set of the present nodes could run it even if all were free."
+    )
+    reasons: list[Reason] = []
+    cycle: int | None = Field(default=None, description="The cycle that said it; absent for the verdict at submission.")
+
+
+class MemberView(View):
+    """One node's part of an attempt."""
+
+    node: str
+    devices: list[str]
+    state: AttemptState
+    exit_code: int | None = None
+    reason: EndReason | None = None
+    message: str | None = None
+
+
+class AttemptView(View):
+    """One try at running the job."""
+
+    id: str
+    epoch: int
+    state: AttemptState
+    reason: EndReason | None = None
+    granted_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    members: list[MemberView]
+
+
+class ProgressView(View):
+    """The latest progress the ranks reported."""
+
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: int | None = Field(default=None, description="The training epoch, not the attempt's.")
+    total_epochs: int | None = None
+    metrics: dict[str, float] = Field(default={}, description="The latest value of each metric, such as `loss`.")
+
+
+class JobView(View):
+    """A job as the API shows it."""
+
+    id: str
+    user: str
+    spec: JobSpec
+    state: JobState
+    reason: str | None = Field(default=None, description="Why it ended, in a sentence; absent while it has not.")
+    exit_code: int | None = None
+    epoch: int = Field(description="The number of attempts so far.")
+    cancel_requested: bool = False
+    submitted_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    verdict: VerdictView | None = None
+    progress: ProgressView | None = None
+    attempts: list[AttemptView] = []
+
+
+class JobPage(View):
+    """One page of a listing, newest first. `next` is passed as `cursor` to get the following page."""
+
+    items: list[JobView]
+    next: str | None = None
+
+
+class EventView(View):
+    """Something that happened to a job."""
+
+    seq: int
+    at: datetime
+    kind: str = Field(description="Such as `submitted`, `placed`, `running`, `ended`, `cancel_requested`.")
+    data: dict[str, object] = {}
+
+
+class EventPage(View):
+    items: list[EventView]
+    next: str | None = None
+
+
+class MetricPoint(View):
+    """One value of one metric, as a rank reported it."""
+
+    seq: int
+    at: datetime
+    epoch: int = Field(description="The attempt's epoch.")
+    rank: int
+    step: int | None = None
+    name: str
+    value: float
+
+
+class MetricPage(View):
+    items: list[MetricPoint]
+    next: str | None = None
+
+
+class LogView(View):
+    """A piece of a rank's output. `offset` counts bytes of that stream; `text` is UTF-8 with replacements."""
+
+    epoch: int
+    rank: int
+    stream: Literal["stdout", "stderr"]
+    offset: int
+    text: str

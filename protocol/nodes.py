@@ -1,0 +1,80 @@
+"""A node: what its agent reports, and what the service tells about it."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from protocol.base import Kind, Message, Name, Seconds, View
+from protocol.states import NodeState
+
+DeviceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=128)]
+
+
+class DeviceReport(Message):
+    """One accelerator or CPU slot. Its id is unique in the cluster, whoever offers it."""
+
+    id: DeviceId = Field(description="The UUID of a GPU, or the machine's id and the slot's number.")
+    kind: Kind
+    index: int = Field(ge=0, description="Its number on the node, as the driver counts.")
+    memory_bytes: int = Field(default=0, ge=0, description="Memory of the device in bytes; 0 for a CPU slot.")
+    power_limit_w: float | None = Field(default=None, ge=0, description="The limit in force in W, if it can be read.")
+
+
+class NodeReport(Message):
+    """The inventory an agent registers with."""
+
+    address: str = Field(max_length=255, description="Where the other members of a gang reach this node.")
+    boot_id: str = Field(max_length=64, description="Changes when the machine boots: nothing of before still runs.")
+    cpu_model: str = Field(default="", max_length=255)
+    cpu_cores: float = Field(gt=0, le=65_536, description="Cores this agent offers.")
+    cpu_threads: int = Field(ge=1, le=65_536, description="Hardware threads of the whole machine, for its power.")
+    memory_bytes: int = Field(gt=0, description="Main memory this agent offers in bytes.")
+    devices: list[DeviceReport] = Field(max_length=4_096)
+    labels: dict[Name, str] = Field(default={}, max_length=100)
+
+
+class PowerSample(Message):
+    """Raw measurement of one stretch of time; the service prices it.
+
+    `energy_j` is given where a counter exists (NVML, RAPL); otherwise the service models the energy from `busy_cores`.
+    """
+
+    seconds: Seconds = Field(description="Length of the stretch in s.")
+    age_s: Seconds = Field(description="How long ago it ended when the sample was sent, in s.")
+    device: DeviceId | None = Field(default=None, description="The device; absent for the rest of the node.")
+    energy_j: float | None = Field(default=None, ge=0, le=1e12, description="Counted energy in J.")
+    busy_cores: float | None = Field(default=None, ge=0, le=65_536, description="Mean cores busy over the stretch.")
+    utilisation: float | None = Field(default=None, ge=0, le=1, description="Mean share of time the device was busy.")
+    source: Literal["nvml", "rapl", "proc"] = Field(description="Where it was read.")
+
+
+class DeviceView(View):
+    """A device and who holds it."""
+
+    id: str
+    kind: str
+    index: int
+    memory_bytes: int
+    job: str | None = Field(default=None, description="The job that holds it.")
+
+
+class NodeView(View):
+    """A node as the API shows it."""
+
+    name: str
+    state: NodeState
+    incarnation: int
+    address: str
+    cpu_model: str
+    cpu_cores: float
+    memory_bytes: int
+    devices: list[DeviceView]
+    base_w: float = Field(description="Power of the node in W when it is on and nothing runs.")
+    registered_at: datetime
+    last_seen_at: datetime
+
+
+class NodePage(View):
+    items: list[NodeView]
+    next: str | None = None

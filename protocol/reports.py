@@ -1,0 +1,62 @@
+"""The allocation and energy report."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from protocol.base import View
+
+Quality = Literal["measured", "modelled", "mixed"]
+"""Whether an amount of energy was counted by hardware, computed by the power model, or both."""
+
+
+class NodeUsage(View):
+    """One node over the window."""
+
+    node: str
+    devices: int
+    available_device_hours: float = Field(description="Devices times the hours the node was on and heard of.")
+    allocated_device_hours: float
+    idle_device_hours: float
+    energy_kwh: float = Field(description="Everything the node drew, idle included.")
+    idle_energy_kwh: float = Field(description="The part of it that no job accounts for.")
+    quality: Quality
+
+
+class UserUsage(View):
+    """One user over the window."""
+
+    user: str
+    jobs: int = Field(description="Jobs with an allocation inside the window.")
+    allocated_device_hours: float
+    energy_kwh: float
+    quality: Quality
+
+
+class PlanSummary(View):
+    """The cycles of the window that placed or weighed a job."""
+
+    cycles: int
+    placements: int
+    gap_median: float | None = Field(description="(objective - bound) / objective, a fraction.")
+    gap_max: float | None
+    solve_s_median: float | None
+    solve_s_max: float | None
+
+
+class AllocationReport(View):
+    """Who was allocated what, what stood idle, and the energy. Sums over users plus idle equal the sum over nodes."""
+
+    schema_version: int = 1
+    start: datetime
+    end: datetime
+    pue: float = Field(description="Power usage effectiveness; energies here are IT energy, not multiplied by it.")
+    nodes: list[NodeUsage]
+    users: list[UserUsage]
+    idle_device_hours: float
+    idle_energy_kwh: float
+    total_energy_kwh: float
+    facility_energy_kwh: float = Field(description="total_energy_kwh times pue.")
+    quality: Quality
+    plans: PlanSummary

@@ -1,0 +1,63 @@
+"""States of jobs, attempts and nodes. Which change is allowed is decided in one table, in `service/lifecycle.py`."""
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job stands. `succeeded`, `failed` and `cancelled` are final."""
+
+    QUEUED = "queued"
+    HELD = "held"
+    STARTING = "starting"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+
+class AttemptState(StrEnum):
+    """Where one try at running a job stands. It only moves forward; a retry is a new attempt with epoch + 1."""
+
+    GRANTED = "granted"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class EndReason(StrEnum):
+    """Why an attempt, or one member of it, ended."""
+
+    COMPLETED = "completed"  # every rank exited with 0
+    FAILED = "failed"  # a rank exited with another code, or by a signal that Ergon did not send
+    TIME_LIMIT = "time_limit"  # it ran past the job's time limit
+    CANCELLED = "cancelled"  # the user or an administrator asked for it
+    START_FAILED = "start_failed"  # the command could not be started at all
+    PEER_ENDED = "peer_ended"  # another member of the gang ended first and badly
+    FENCED = "fenced"  # the agent stopped it because its lease could not be renewed
+    NODE_LOST = "node_lost"  # the service waited out the node's lease
+    UNKNOWN_START = "unknown_start"  # the agent cannot tell whether it ran: never started twice
+
+
+class Desired(StrEnum):
+    """What the service wants of an attempt. Written by the service only."""
+
+    RUN = "run"
+    STOP = "stop"
+
+
+class NodeState(StrEnum):
+    """Whether a node is heard of."""
+
+    READY = "ready"
+    LOST = "lost"
+
+
+class Role(StrEnum):
+    """What a person may do. A user sees and changes own jobs only."""
+
+    ADMIN = "admin"
+    USER = "user"

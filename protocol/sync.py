@@ -1,0 +1,129 @@
+"""The agent's exchange with the service: one idempotent, level-triggered call.
+
+The agent says everything it observes, the service answers with everything the agent should hold. Losing any one call
+loses nothing. The same call renews the leases of all attempts on the node.
+"""
+
+import base64
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+from protocol.base import Message, Seconds, View
+from protocol.jobs import Recipe
+from protocol.nodes import NodeReport, PowerSample
+from protocol.states import AttemptState, Desired, EndReason
+
+MAX_CHUNK_BYTES = 256 * 1024
+
+
+def _decode(value: object) -> object:
+    return base64.b64decode(value, validate=True) if isinstance(value, str) else value
+
+
+Blob = Annotated[
+    bytes,
+    BeforeValidator(_decode),
+    PlainSerializer(lambda data: base64.b64encode(data).decode("ascii"), when_used="json"),
+    Field(max_length=MAX_CHUNK_BYTES),
+]
+"""Bytes, base64 in JSON."""
+
+
+class RegisterRequest(Message):
+    """An agent presents itself. Its node token says which node it is."""
+
+    protocol: int
+    report: NodeReport
+
+
+class RegisterResponse(View):
+    """The service knows the node now; every sync carries this incarnation."""
+
+    node: str
+    incarnation: int
+    lease_s: Seconds
+
+
+class MemberReport(Message):
+    """What the agent observes of its part of one attempt."""
+
+    attempt: str
+    epoch: int = Field(ge=1)
+    state: AttemptState
+    rendezvous: str | None = Field(
+        default=None, max_length=300, description="`address:port` for the gang; chosen by the agent of member 0."
+    )
+    exit_code: int | None = Field(default=None, description="The worst exit code of its ranks; negative is a signal.")
+    reason: EndReason | None = None
+    message: str | None = Field(default=None, max_length=2_000)
+    clean: bool = Field(default=False, description="True once no process of it is left: its devices are free.")
+
+
+class StreamChunk(Message):
+    """Bytes of one stream of one rank. Sent at least once, stored exactly once by (attempt, rank, stream, offset).
+
+    `progress` carries whole JSON lines as `ergon.runtime` writes them.
+    """
+
+    attempt: str
+    rank: int = Field(ge=0)
+    stream: Literal["stdout", "stderr", "progress"]
+    offset: int = Field(ge=0)
+    data: Blob
+
+
+class SyncRequest(Message):
+    """Everything the agent observes."""
+
+    protocol: int
+    incarnation: int
+    wait_s: Seconds = Field(default=0, description="How long the service may hold the answer if nothing changes.")
+    version: str | None = Field(default=None, description="Version of the assignments the agent already holds.")
+    members: list[MemberReport] = []
+    chunks: list[StreamChunk] = Field(default=[], max_length=256)
+    samples: list[PowerSample] = Field(default=[], max_length=10_000)
+
+
+class DeviceGrant(View):
+    """A device, or a share of one, that the attempt may use."""
+
+    id: str
+    kind: str
+    index: int
+    thousandths: int = Field(description="Share of the device; 1000 is the whole.")
+
+
+class Assignment(View):
+    """One node's part of an attempt. The agent makes no choices beyond this."""
+
+    attempt: str
+    job: str
+    job_name: str
+    user: str
+    epoch: int
+    desired: Desired
+    observed: AttemptState = Field(description="What the service last heard of this member.")
+    command: list[str] | None
+    recipe: Recipe | None
+    env: dict[str, str]
+    member: int = Field(description="This node's number in the gang, from 0: torchrun's GROUP_RANK.")
+    members: int
+    ranks: int = Field(description="Ranks of every member: torchrun's LOCAL_WORLD_SIZE.")
+    devices: list[DeviceGrant]
+    cpu_cores: float
+    memory_bytes: int
+    rendezvous: str | None = Field(description="`address:port`; absent until member 0 has chosen one.")
+    time_limit_s: float | None
+    stop_grace_s: float = Field(description="From the polite signal to the one that cannot be refused, in s.")
+    offsets: dict[str, int] = Field(
+        default={}, description="Bytes already stored, by `rank/stream`; shipping resumes there."
+    )
+
+
+class SyncResponse(View):
+    """Everything the agent should hold. An attempt that is not listed is over: nothing of it may be left."""
+
+    assignments: list[Assignment]
+    version: str = Field(description="Changes when the assignments do (offsets aside).")
+    lease_s: Seconds

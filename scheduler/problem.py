@@ -1,0 +1,118 @@
+"""The planner's whole input. Frozen values; equal problems give equal plans.
+
+Units: power in W, energy in J, durations in s, memory in bytes, CPU in thousandths of a core, shares of a device in
+thousandths. All are integers where a constraint counts them, so that no solver rounds a capacity.
+"""
+
+from dataclasses import dataclass, field
+
+WHOLE_DEVICE = 1000
+"""Thousandths of a device that make the whole one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePower:
+    """What a node draws apart from what jobs add to it.
+
+    `base_w` is the node on, all devices at bare idle. `boot_j` is the energy from pressing the button to ready, on top
+    of nothing: during `boot_s` the node draws no `base_w` besides.
+    """
+
+    base_w: float
+    off_w: float = 0.0
+    boot_s: float = 0.0
+    boot_j: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One accelerator or CPU slot of a node. `free` is the share no live allocation holds, in thousandths."""
+
+    id: str
+    kind: str
+    free: int = WHOLE_DEVICE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine. `free_*` is what live allocations leave.
+
+    `on` tells whether it is on now; `can_switch` whether a power hook may switch it; a node without one is fixed on.
+    `open` is false for a node that must not get new work (lost, cordoned, draining).
+    `busy_s` is how long the present allocations are expected to hold it on, 0 when it is empty.
+    """
+
+    id: str
+    devices: tuple[Device, ...]
+    cpu_millicores: int
+    free_millicores: int
+    memory_bytes: int
+    free_memory_bytes: int
+    power: NodePower
+    on: bool = True
+    can_switch: bool = False
+    open: bool = True
+    busy_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """One way to run a job: `members` nodes, each with `devices` devices of `kind`, for `run_s` seconds.
+
+    `active_w` is what one device draws above its bare idle while the job runs on it.
+    """
+
+    members: int
+    devices: int
+    kind: str
+    millicores: int
+    memory_bytes: int
+    run_s: float
+    active_w: float
+
+    @property
+    def size(self) -> int:
+        """Devices of the whole gang."""
+        return self.members * self.devices
+
+    @property
+    def work_j(self) -> float:
+        """Energy the job adds on top of the nodes that carry it, in J."""
+        return self.size * self.active_w * self.run_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A job that waits. `order` is its place in line: within a priority the smaller one came first."""
+
+    id: str
+    priority: int
+    order: int
+    shapes: tuple[Shape, ...]
+    wait_w: float
+    """Price of one device waiting, in W (lambda of the objective). The planner's caller fills in the default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One consistent read of the cluster and its queue. Jobs that run appear only through what they leave free.
+
+    `horizon_s` is how far ahead on-time and waiting are charged. `pue` multiplies IT energy.
+    """
+
+    nodes: tuple[Node, ...]
+    jobs: tuple[Job, ...]
+    horizon_s: float = 8 * 3600.0
+    pue: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """How much work a solve may do. `deterministic_s` is counted in the solver's own units, so that a replay agrees;
+    `watchdog_s` of wall clock only stops a solve that went wrong. Every search runs with `seed`.
+    """
+
+    deterministic_s: float = 2.0
+    watchdog_s: float = 10.0
+    workers: int = 1
+    seed: int = field(default=1)

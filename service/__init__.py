@@ -1,0 +1,1 @@
+"""All state, all HTTP, the only commit point."""
