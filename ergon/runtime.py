@@ -1,0 +1,132 @@
+"""What a training script may tell Ergon, and what Ergon may tell it. Optional: every torchrun script runs without it.
+
+    from ergon import runtime
+
+    runtime.report(epoch=3, total_epochs=10, loss=0.21)
+
+The standard library only, so that importing it costs nothing and needs no package beside the script's own.
+"""
+
+import contextlib
+import json
+import math
+import operator
+import os
+import signal
+import threading
+from types import FrameType
+from typing import SupportsFloat, SupportsIndex
+
+MAX_METRICS = 100
+"""Metrics one line may carry, as in `protocol.progress.ProgressLine`."""
+
+_stop = threading.Event()
+_warned: set[str] = set()
+_torn: set[str] = set()
+"""Files whose last line a full disk cut short."""
+
+
+def report(
+    *,
+    step: SupportsIndex | None = None,
+    total_steps: SupportsIndex | None = None,
+    epoch: SupportsIndex | None = None,
+    total_epochs: SupportsIndex | None = None,
+    **metrics: SupportsFloat,
+) -> None:
+    """Append one line of progress to the file `$ERGON_PROGRESS`; without that variable, do nothing.
+
+    Counts are whole and not negative. A metric is anything `float()` takes, a 0-dimensional tensor too; one that is
+    not finite is left out. A file that cannot be written never stops training: the line is lost, and stderr says so
+    once.
+
+    Raises ValueError, outside Ergon too, for a count, a metric or a number of metrics that could never be reported.
+    """
+    line: dict[str, object] = {}
+    counts = {"step": step, "total_steps": total_steps, "epoch": epoch, "total_epochs": total_epochs}
+    for name, count in counts.items():
+        if count is not None:
+            line[name] = _whole(name, count)
+    line["metrics"] = _finite(metrics)
+
+    path = os.environ.get("ERGON_PROGRESS")
+    if path:
+        _append(path, json.dumps(line, allow_nan=False))
+
+
+def watch_for_stop() -> None:
+    """From now on SIGTERM sets `stop_requested()` instead of ending the process. Call it once, in the main thread.
+
+    The script then owes an exit: Ergon sends the signal that cannot be refused when the job's grace is over.
+    """
+    signal.signal(signal.SIGTERM, _note_stop)
+
+
+def stop_requested() -> bool:
+    """Whether Ergon has asked this rank to stop. Always false before `watch_for_stop()`.
+
+    Ranks hear of it at different steps. A script that acts on it must first agree on it with an all-reduce, or the
+    ranks that go on wait for ever for the one that left.
+    """
+    return _stop.is_set()
+
+
+def _whole(name: str, count: SupportsIndex) -> int:
+    try:
+        number = operator.index(count)
+    except TypeError as error:
+        raise ValueError(f"report({name}={count!r}): must be a whole number") from error
+    if number < 0:
+        raise ValueError(f"report({name}={number}): must not be negative")
+    return number
+
+
+def _finite(metrics: dict[str, SupportsFloat]) -> dict[str, float]:
+    if len(metrics) > MAX_METRICS:
+        raise ValueError(f"report() got {len(metrics)} metrics; at most {MAX_METRICS} fit, so call it more than once")
+    finite: dict[str, float] = {}
+    for name, value in metrics.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"report({name}={value!r}): a metric must be one number") from error
+        if math.isfinite(number):
+            finite[name] = number
+        else:
+            _warn_once("finite", f"metric {name} is {number} and is left out, as is every one that is not finite")
+    return finite
+
+
+def _append(path: str, line: str) -> None:
+    """Append with one write, so that lines of several processes never mix.
+
+    A disk that fills up can cut a write short. The line is lost then, and the next one starts on a fresh line, so that
+    a reader never sees two lines run into one.
+    """
+    data = (("\n" if path in _torn else "") + line + "\n").encode()
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            written = os.write(file, data)
+        finally:
+            os.close(file)
+    except OSError as error:
+        _warn_once("write", f"progress is lost, {path} cannot be written: {error.strerror}")
+        return
+    if written == len(data):
+        _torn.discard(path)
+    else:
+        _torn.add(path)
+        _warn_once("write", f"progress is lost, {path} takes no more: the disk is full")
+
+
+def _warn_once(subject: str, message: str) -> None:
+    """One line on stderr, which may be on the same full disk."""
+    if subject not in _warned:
+        _warned.add(subject)
+        with contextlib.suppress(OSError):
+            os.write(2, f"ergon.runtime: {message}\n".encode())
+
+
+def _note_stop(signum: int, frame: FrameType | None) -> None:
+    _stop.set()

@@ -1,0 +1,209 @@
+"""`linear-regression`: least squares by gradient descent, data-parallel over all ranks.
+
+Every rank holds its share of the rows; each step sums the gradients of all of them. What comes out is compared with
+the closed form, the solution of the normal equation, so that a gang that loses or repeats a row cannot go unnoticed.
+"""
+
+import csv
+import math
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ergon import runtime
+from training.errors import InputError
+from training.options import option
+from training.ranks import Ranks, joined
+
+REPORTS = 20
+"""Times that progress is told over the whole run."""
+
+MIN_CURVATURE = 1e-10
+"""Least share of the largest eigenvalue that the smallest one may have: beneath, float64 cannot tell it from zero."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """`data` is a CSV file with a header, numbers throughout and the target in its last column. Without it, `rows` of
+    `features` are drawn from `seed`, with Gaussian `noise` of that deviation on the target.
+
+    `tolerance` bounds the difference of any coefficient to the closed form, all columns scaled to deviation 1.
+    """
+
+    data: str = option("")
+    rows: int = option(2_000, at_least=3, at_most=10_000_000)
+    features: int = option(8, at_least=1, at_most=1_000)
+    noise: float = option(0.1, at_least=0.0, at_most=1e6)
+    seed: int = option(0, at_least=0, at_most=2**31)
+    steps: int = option(200, at_least=1, at_most=1_000_000)
+    tolerance: float = option(1e-6, at_least=1e-12, at_most=1e3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Inputs (n, k) and targets (n, 1), float64, and the names of the k inputs."""
+
+    names: tuple[str, ...]
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaled:
+    """A table with every input at mean 0 and deviation 1 and its targets at mean 0, and the way back."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    target_mean: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curvature:
+    """The normal equation gram @ w = moment, each divided by n, and the extreme eigenvalues of the Gram matrix."""
+
+    gram: torch.Tensor
+    moment: torch.Tensor
+    smallest: float
+    largest: float
+
+
+def run(options: Options) -> int:
+    """Fit, print the coefficients from rank 0, and return 1 on every rank if they miss the closed form, else 0.
+
+    Raises InputError for a file that is no table of numbers and for inputs that do not determine the coefficients.
+    """
+    table = read_csv(options.data) if options.data else draw(options)
+    scaled = standardise(table)
+    curvature = measure(scaled)
+    with joined() as ranks:
+        weights = descend(scaled, curvature, options.steps, ranks)
+
+    exact = torch.linalg.solve(curvature.gram, curvature.moment)
+    difference = (weights - exact).abs().max().item()
+    if ranks.first:
+        tell_coefficients(table.names, scaled, weights)
+        print(f"max coefficient difference to the normal equation {difference:.3g}, world size {ranks.world_size}")
+    if not difference <= options.tolerance:
+        print(
+            f"difference {difference:.3g} is above tolerance={options.tolerance}; raise steps={options.steps}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def draw(options: Options) -> Table:
+    """A table whose inputs differ in scale and offset, and whose targets are linear in them up to the noise."""
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    inputs = normal(options.rows, options.features) * (0.1 + 10 * normal(options.features) ** 2)
+    inputs += 5 * normal(options.features)
+    targets = inputs @ normal(options.features, 1) + normal(1) + options.noise * normal(options.rows, 1)
+    names = tuple(f"x{column}" for column in range(1, options.features + 1))
+    return Table(names=names, inputs=inputs, targets=targets)
+
+
+def read_csv(path: str) -> Table:
+    """The table in a CSV file. Raises InputError that names the line and the column at fault."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if len(header) < 2 or all(_is_number(name) for name in header):
+                raise InputError(f"data={path}: the first line must name the columns, at least two")
+            # A blank line is no row.
+            numbers = [_row(path, reader.line_num, header, cells) for cells in reader if cells]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"data={path}: cannot be read as CSV in UTF-8: {error}") from error
+    if not numbers:
+        raise InputError(f"data={path}: has no row after the header")
+    values = torch.tensor(numbers, dtype=torch.float64)
+    return Table(names=tuple(header[:-1]), inputs=values[:, :-1], targets=values[:, -1:])
+
+
+def _row(path: str, line: int, header: list[str], cells: list[str]) -> list[float]:
+    if len(cells) != len(header):
+        raise InputError(f"data={path}: line {line} has {len(cells)} columns, the header {len(header)}")
+    for name, cell in zip(header, cells, strict=True):
+        if not _is_number(cell):
+            raise InputError(f"data={path}: line {line}, column {name!r}: {cell!r} is not a finite number")
+    return [float(cell) for cell in cells]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def standardise(table: Table) -> Scaled:
+    """Raises InputError for a constant column, which nothing can tell from the intercept."""
+    deviation, mean = torch.std_mean(table.inputs, dim=0, correction=0)
+    for name, spread in zip(table.names, deviation.tolist(), strict=True):
+        if not spread > 0:
+            raise InputError(f"column {name!r} is the same in every row; leave it out")
+    target_mean = table.targets.mean()
+    return Scaled(
+        inputs=(table.inputs - mean) / deviation,
+        targets=table.targets - target_mean,
+        mean=mean,
+        deviation=deviation,
+        target_mean=target_mean,
+    )
+
+
+def measure(scaled: Scaled) -> Curvature:
+    """Raises InputError when the inputs are linearly dependent, so that the coefficients are not determined."""
+    rows = len(scaled.inputs)
+    gram = scaled.inputs.T @ scaled.inputs / rows
+    eigenvalues = torch.linalg.eigvalsh(gram)
+    smallest, largest = eigenvalues[0].item(), eigenvalues[-1].item()
+    if smallest < MIN_CURVATURE * largest:
+        raise InputError(f"{rows} rows do not determine the coefficients: columns depend on each other or rows are few")
+    return Curvature(gram=gram, moment=scaled.inputs.T @ scaled.targets / rows, smallest=smallest, largest=largest)
+
+
+def descend(scaled: Scaled, curvature: Curvature, steps: int, ranks: Ranks) -> torch.Tensor:
+    """The weights (k, 1) after `steps` steps of gradient descent over the rows of all ranks, on the CPU.
+
+    Step size and momentum are the best ones for a quadratic with these extreme eigenvalues (Polyak 1964, "Some methods
+    of speeding up the convergence of iteration methods"): the error shrinks by (sqrt(c) - 1) / (sqrt(c) + 1) a step,
+    with c = largest / smallest.
+    """
+    rows, columns = scaled.inputs.shape
+    inputs, targets = ranks.mine(scaled.inputs).to(ranks.device), ranks.mine(scaled.targets).to(ranks.device)
+    model = DistributedDataParallel(nn.Linear(columns, 1, bias=False, dtype=torch.float64, device=ranks.device))
+    low, high = math.sqrt(curvature.smallest), math.sqrt(curvature.largest)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=4 / (low + high) ** 2, momentum=((high - low) / (high + low)) ** 2
+    )
+    interval = -(-steps // REPORTS)
+    for step in range(1, steps + 1):
+        squares = (model(inputs) - targets).square().sum()
+        optimizer.zero_grad()
+        # DDP averages over the ranks; this factor turns the average into the gradient of half the mean of all squares.
+        (squares * (ranks.world_size / (2 * rows))).backward()
+        optimizer.step()
+        if step % interval == 0 or step in (1, steps):
+            loss = ranks.total(squares.detach()).item() / rows
+            if ranks.first:
+                print(f"step {step}/{steps}  mean squared error {loss:.6g}", flush=True)
+                runtime.report(step=step, total_steps=steps, loss=loss)
+    return model.module.weight.detach().cpu().T
+
+
+def tell_coefficients(names: tuple[str, ...], scaled: Scaled, weights: torch.Tensor) -> None:
+    """The fitted plane in the table's own units, one coefficient a line."""
+    slopes = weights.squeeze(1) / scaled.deviation
+    print(f"intercept = {(scaled.target_mean - slopes @ scaled.mean).item():.8g}")
+    for name, slope in zip(names, slopes.tolist(), strict=True):
+        print(f"{name} = {slope:.8g}")
