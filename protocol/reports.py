@@ -46,7 +46,10 @@ class PlanSummary(View):
 
 
 class AllocationReport(View):
-    """Who was allocated what, what stood idle, and the energy. Sums over users plus idle equal the sum over nodes."""
+    """Who was allocated what, what stood idle, and the energy. Sums over users plus idle equal the sum over nodes.
+
+    A user sees the own line only: `nodes` is empty then, and the cluster's figures are absent.
+    """
 
     schema_version: int = 1
     start: datetime
@@ -54,9 +57,9 @@ class AllocationReport(View):
     pue: float = Field(description="Power usage effectiveness; energies here are IT energy, not multiplied by it.")
     nodes: list[NodeUsage]
     users: list[UserUsage]
-    idle_device_hours: float
-    idle_energy_kwh: float
-    total_energy_kwh: float
-    facility_energy_kwh: float = Field(description="total_energy_kwh times pue.")
-    quality: Quality
+    idle_device_hours: float | None = None
+    idle_energy_kwh: float | None = None
+    total_energy_kwh: float | None = None
+    facility_energy_kwh: float | None = Field(default=None, description="total_energy_kwh times pue.")
+    quality: Quality | None = None
     plans: PlanSummary

@@ -1,0 +1,173 @@
+"""The processes of the service: `python -P -m service database | migrate | api | cycle | token`."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.exc import OperationalError
+
+from protocol.base import Name
+from protocol.states import Role
+from service import auth, migrate
+from service.db import Listener, connect
+from service.ids import new_id
+from service.postgres import EmbeddedPostgres, PostgresError, url_of
+from service.refusals import Refusal
+from service.settings import Settings, SettingsError
+
+log = logging.getLogger("service")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one process of the service; its exit code. 2 means that something must be put right first."""
+    parser = argparse.ArgumentParser(prog="python -P -m service", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("database", help="supervise the embedded PostgreSQL, with all migrations applied")
+    commands.add_parser("migrate", help="apply the migrations to the database that the settings name")
+    commands.add_parser("api", help="serve the API")
+    commands.add_parser("cycle", help="plan, or stand by to")
+    token = commands.add_parser("token", help="make a token and print it once").add_subparsers(required=True)
+    user = token.add_parser("user", help="a token for a person, who is created if new")
+    user.add_argument("name")
+    user.add_argument("--role", choices=[role.value for role in Role], default=Role.USER.value)
+    user.set_defaults(kind="user")
+    node = token.add_parser("node", help="a token with which an agent may be the node of this name")
+    node.add_argument("name")
+    node.set_defaults(kind="node")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        settings = Settings.from_environment()
+        return _COMMANDS[options.command](settings, options)
+    except (SettingsError, PostgresError, Refusal, ValueError) as error:
+        print(f"service: {error}", file=sys.stderr)
+        return 2
+    except OperationalError as error:
+        print(f"service: the database does not answer: {str(error.orig).strip()}", file=sys.stderr)
+        return 2
+
+
+def _database(settings: Settings, _: argparse.Namespace) -> int:
+    if settings.database_url:
+        raise SettingsError("ERGON_DATABASE_URL names a database: there is no embedded one to run; use `migrate`")
+    stopped = _stop_on_signals()
+    with EmbeddedPostgres(settings.data_dir, system_user=settings.postgres_user) as server:
+        migrate.upgrade(server.url)
+        _ready("database")
+        while not stopped.is_set():
+            if (code := server.wait(0.2)) is not None:
+                log.error("PostgreSQL ended by itself with code %d and is started again", code)
+                server.restart()
+    return 0
+
+
+def _migrate(settings: Settings, _: argparse.Namespace) -> int:
+    migrate.upgrade(_url(settings))
+    _ready("migrate")
+    return 0
+
+
+def _api(settings: Settings, _: argparse.Namespace) -> int:
+    from service.api.server import serve  # noqa: PLC0415 - the other commands start faster without the web server
+
+    url = _checked_url(settings)
+    try:
+        listening = socket.create_server((settings.host, settings.port), family=_family(settings.host))
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set ERGON_PORT to a free port "
+            "(0 takes any) or ERGON_HOST to an address of this machine"
+        ) from error
+    serve(settings, url, listening, ready=lambda address: _ready("api", url=address))
+    return 0
+
+
+def _cycle(settings: Settings, _: argparse.Namespace) -> int:
+    from service.cycle.loop import Cycle, run  # noqa: PLC0415 - loads the solver
+    from service.cycle.solver import SolverProcess  # noqa: PLC0415
+
+    url = _checked_url(settings)
+    stopped, wake = _stop_on_signals(), threading.Event()
+    engine, solver = connect(url, pool_size=4), SolverProcess()
+    cycle = Cycle(
+        engine,
+        settings,
+        holder=f"{socket.gethostname()}:{os.getpid()}",
+        solve=solver.solve,
+        now=lambda: datetime.now(UTC),
+        clock_s=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        new_id=new_id,
+    )
+    listener = Listener(url, lambda payload: wake.set() if payload in {"", "cycle"} else None)
+    listener.start()
+    _ready("cycle")
+    run(cycle, solver, wake, stopped)
+    listener.stop()
+    engine.dispose()
+    return 0
+
+
+def _token(settings: Settings, options: argparse.Namespace) -> int:
+    try:
+        name = TypeAdapter(Name).validate_python(options.name)
+    except ValidationError as error:
+        raise SettingsError(f"the name {options.name!r} cannot be used: {error.errors()[0]['msg']}") from error
+    engine, now = connect(_checked_url(settings), pool_size=1), datetime.now(UTC)
+    with engine.begin() as tx:
+        if options.kind == "node":
+            token = auth.make_node_token(tx, name=name, now=now)
+        else:
+            token = auth.make_user_token(tx, name=name, role=Role(options.role), now=now, new_id=new_id)
+    engine.dispose()
+    print(token)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
+    "database": _database,
+    "migrate": _migrate,
+    "api": _api,
+    "cycle": _cycle,
+    "token": _token,
+}
+
+
+def _url(settings: Settings) -> str:
+    return settings.database_url or url_of(settings.data_dir)
+
+
+def _checked_url(settings: Settings) -> str:
+    url = _url(settings)
+    if not migrate.is_current(url):
+        raise SettingsError("the database is not at this version's schema; run `python -P -m service migrate` first")
+    return url
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _ready(process: str, **facts: str) -> None:
+    """Tell whoever started us. The one line on standard output; everything else goes to standard error."""
+    print(json.dumps({"ready": process, **facts}), flush=True)
+
+
+def _stop_on_signals() -> threading.Event:
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped
+
+
+if __name__ == "__main__":
+    sys.exit(main())

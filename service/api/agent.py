@@ -1,0 +1,54 @@
+"""Routes for agents. The token says which node is calling: an agent cannot speak for another."""
+
+from fastapi import APIRouter
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy import Connection
+
+from protocol.sync import RegisterRequest, RegisterResponse, SyncRequest, SyncResponse
+from service import nodes, sync
+from service.api.deps import NodeDep, PartsDep
+from service.api.errors import RESPONSES, refused
+from service.refusals import DeviceTaken, ProtocolMismatch, StaleIncarnation
+
+router = APIRouter(prefix="/v1/agent", tags=["agent"], responses=RESPONSES)
+
+MAX_WAIT_S = 30.0
+
+
+@router.post("/register", responses=refused(DeviceTaken, ProtocolMismatch))
+def register(request: RegisterRequest, parts: PartsDep, node: NodeDep) -> RegisterResponse:
+    """Present the node and its inventory. An earlier agent of the same node is refused from now on."""
+    with parts.engine.begin() as tx:
+        return nodes.register(
+            tx,
+            node,
+            request,
+            lease_s=parts.settings.lease_s,
+            max_attempts=parts.settings.max_attempts,
+            now=parts.now(),
+        )
+
+
+@router.post("/sync", responses=refused(StaleIncarnation, ProtocolMismatch))
+async def exchange(request: SyncRequest, parts: PartsDep, node: NodeDep) -> SyncResponse:
+    """Tell what the node observes; get what it should hold, at once or as soon as that differs from `version`."""
+    topic = f"node:{node}"
+    ticket = parts.hub.ticket(topic)
+
+    def take_and_answer() -> SyncResponse:
+        with parts.engine.begin() as tx:
+            sync.take(tx, node, request, max_attempts=parts.settings.max_attempts, now=parts.now())
+            return _answer(tx)
+
+    def look() -> SyncResponse:
+        with parts.engine.begin() as tx:
+            return _answer(tx)
+
+    def _answer(tx: Connection) -> SyncResponse:
+        return sync.answer(tx, node, stop_grace_s=parts.settings.stop_grace_s, lease_s=parts.settings.lease_s)
+
+    answer = await run_in_threadpool(take_and_answer)
+    if answer.version == request.version and request.wait_s > 0:
+        await parts.hub.wait(topic, ticket, min(request.wait_s, MAX_WAIT_S))
+        answer = await run_in_threadpool(look)
+    return answer

@@ -1,0 +1,51 @@
+"""The application: its parts put together."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from service.api import agent, cycles, errors, health, jobs, nodes, reports
+from service.api.deps import Parts
+from service.api.limits import BodyLimit
+from service.db import Listener
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+def create_app(parts: Parts, listener: Listener | None = None) -> FastAPI:
+    """The API as an ASGI application.
+
+    Args:
+        listener: wakes whoever waits for the database; started and stopped with the application.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        parts.hub.attach(asyncio.get_running_loop())
+        if listener:
+            listener.start()
+        yield
+        if listener:
+            await asyncio.to_thread(listener.stop)
+        parts.engine.dispose()
+
+    app = FastAPI(
+        title="Ergon",
+        version=version("ergon"),
+        description="Schedules AI training at the least energy and idle time. Every answer with status 4xx or 5xx is "
+        "`application/problem+json`.",
+        lifespan=lifespan,
+    )
+    app.state.parts = parts
+    errors.install(app)
+    for module in (jobs, nodes, reports, cycles, agent, health):
+        app.include_router(module.router)
+    app.add_middleware(BodyLimit)
+    if parts.settings.host in LOOPBACK:
+        # A page of a foreign site must not reach a local service under a name of its own (DNS rebinding).
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "testserver"])
+    return app

@@ -1,0 +1,73 @@
+"""Routes for machines that watch: liveness, readiness, metrics. And what is listening here."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from sqlalchemy import text
+
+from protocol.accounts import IdentityView, ServiceView
+from protocol.version import PROTOCOL_VERSION
+from service.api.deps import PartsDep, PersonDep
+from service.api.errors import RESPONSES, refused
+from service.db import snapshot
+from service.refusals import Unavailable
+from service.store import attempts as attempt_store
+from service.store import cycles as cycle_store
+from service.store import jobs as job_store
+from service.store import nodes as node_store
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/livez")
+def livez() -> dict[str, str]:
+    """The process answers. Asks nothing of the database."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses=refused(Unavailable))
+def readyz(parts: PartsDep) -> dict[str, str]:
+    """The process can do its work: the database answers."""
+    with parts.engine.connect() as tx:
+        tx.execute(text("SELECT 1"))
+    return {"status": "ok"}
+
+
+@router.get("/v1/version")
+def service_version() -> ServiceView:
+    """What is listening."""
+    return ServiceView(name="ergon", version=version("ergon"), protocol=PROTOCOL_VERSION)
+
+
+@router.get("/v1/me", responses=RESPONSES)
+def me(person: PersonDep) -> IdentityView:
+    """Whom the token belongs to."""
+    return IdentityView(user=person.name, role=person.role)
+
+
+@router.get("/metrics", responses={**RESPONSES, 200: {"content": {"text/plain": {}}}}, response_class=Response)
+def metrics(parts: PartsDep, person: PersonDep) -> Response:
+    """State of the cluster for Prometheus. No names of users, jobs or nodes."""
+    with snapshot(parts.engine) as tx:
+        jobs = job_store.count_by_state(tx)
+        nodes = node_store.count_by_state(tx)
+        devices = len(node_store.list_devices(tx))
+        held = len({row.device_id for row in attempt_store.held_devices(tx)})
+        cycles = cycle_store.list_cycles(tx, before=None, limit=1)
+    registry = CollectorRegistry()
+    _gauge(registry, "ergon_jobs", "Jobs by state.", "state", jobs)
+    _gauge(registry, "ergon_nodes", "Nodes by state.", "state", nodes)
+    _gauge(registry, "ergon_devices", "Devices by use.", "use", {"allocated": held, "idle": devices - held})
+    if cycles:
+        last = cycles[0]
+        Gauge("ergon_cycle_gap_ratio", "Solver gap of the last plan.", registry=registry).set(last.gap)
+        Gauge("ergon_cycle_solve_seconds", "Time to solve the last plan.", registry=registry).set(last.solve_s)
+        Gauge("ergon_cycle_term", "Term of the leader that made the last plan.", registry=registry).set(last.term)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _gauge(registry: CollectorRegistry, name: str, text: str, label: str, values: dict[str, int]) -> None:
+    gauge = Gauge(name, text, [label], registry=registry)
+    for value, count in values.items():
+        gauge.labels(value).set(count)

@@ -1,0 +1,154 @@
+"""How attempts move on: what agents report, what the service asks, and what follows for the job."""
+
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from protocol.states import AttemptState, Desired, EndReason, JobState
+from protocol.sync import MemberReport
+from service.db import Record, notify
+from service.lifecycle import MemberFacts, check_job_change, describe, job_state_after, judge_gang, moves_forward
+from service.store import attempts as store
+from service.store import jobs as job_store
+
+
+def stop(tx: Connection, attempt: Record, reason: EndReason, *, now: datetime) -> None:
+    """Ask every member's agent to stop it. Nothing is released before the agents say that nothing is left."""
+    store.stop_attempt(tx, attempt.id, reason)
+    if moves_forward(AttemptState(attempt.state), AttemptState.STOPPING):
+        store.change_attempt(tx, attempt.id, state=AttemptState.STOPPING.value)
+    _tell_nodes(tx, attempt.id)
+    notify(tx, f"job:{attempt.job_id}")
+
+
+def take_report(tx: Connection, node_id: str, report: MemberReport, *, max_attempts: int, now: datetime) -> None:
+    """Take in what an agent observes of its member. Old news changes nothing."""
+    attempt = store.lock_attempt(tx, report.attempt)
+    if attempt is None or attempt.epoch != report.epoch:
+        return
+    member = next((row for row in store.list_members(tx, attempt.id) if row.node_id == node_id), None)
+    if member is None or member.released_at is not None:
+        return
+    changed = False
+    if report.rendezvous and member.member == 0 and attempt.rendezvous is None:
+        store.change_attempt(tx, attempt.id, rendezvous=report.rendezvous)
+        _tell_nodes(tx, attempt.id)
+    if moves_forward(AttemptState(member.state), report.state):
+        reason = report.reason
+        if reason == EndReason.CANCELLED and attempt.reason != EndReason.CANCELLED.value:
+            reason = EndReason.PEER_ENDED  # the agent knows that it was told to stop, not why
+        store.change_member(
+            tx,
+            attempt.id,
+            member.member,
+            state=report.state.value,
+            exit_code=report.exit_code,
+            reason=reason.value if reason else None,
+            message=report.message,
+        )
+        changed = True
+    if report.state == AttemptState.ENDED and report.clean:
+        store.release_member(tx, attempt.id, member.member, now=now)
+        notify(tx, "cycle")
+        notify(tx, f"node:{node_id}")
+    if changed:
+        settle(tx, attempt.id, max_attempts=max_attempts, now=now)
+
+
+def lose_node(tx: Connection, node_id: str, *, release: bool, max_attempts: int, now: datetime) -> None:
+    """End the members on a node that is gone. Their devices stay held until the node says they are clean.
+
+    Args:
+        release: the machine has booted since, so nothing of before can still run: release the devices too.
+    """
+    for attempt in store.live_attempts_on_node(tx, node_id):
+        store.lock_attempt(tx, attempt.id)
+        for member in store.list_members(tx, attempt.id):
+            if member.node_id == node_id and member.state != AttemptState.ENDED.value:
+                reason = EndReason.NODE_LOST.value
+                store.change_member(tx, attempt.id, member.member, state=AttemptState.ENDED.value, reason=reason)
+        settle(tx, attempt.id, max_attempts=max_attempts, now=now)
+    if release:
+        for held in store.held_members(tx, node_id):
+            store.release_member(tx, held.attempt_id, held.member, now=now)
+        notify(tx, "cycle")
+
+
+def settle(tx: Connection, attempt_id: str, *, max_attempts: int, now: datetime) -> None:
+    """Bring attempt and job in line with the members."""
+    attempt = store.lock_attempt(tx, attempt_id)
+    assert attempt is not None
+    old = AttemptState(attempt.state)
+    if old == AttemptState.ENDED:
+        return
+    stopping_for = EndReason(attempt.reason) if attempt.reason else None
+    gang = judge_gang([_facts(row) for row in store.list_members(tx, attempt_id)], stopping_for)
+    if gang.stop and attempt.desired == Desired.RUN.value:
+        assert gang.reason is not None
+        stop(tx, attempt, gang.reason, now=now)
+        return
+    if not moves_forward(old, gang.state):
+        return
+    values: dict[str, object] = {"state": gang.state.value}
+    if gang.state == AttemptState.RUNNING:
+        values["started_at"] = now
+    if gang.state == AttemptState.ENDED:
+        assert gang.reason is not None
+        values |= {"ended_at": now, "reason": gang.reason.value}
+    store.change_attempt(tx, attempt_id, **values)
+    if gang.state == AttemptState.RUNNING:
+        _job_runs(tx, attempt.job_id, now=now)
+    elif gang.state == AttemptState.ENDED:
+        assert gang.reason is not None
+        _job_after_attempt(tx, attempt, gang.reason, gang.exit_code, gang.message, max_attempts=max_attempts, now=now)
+    notify(tx, f"job:{attempt.job_id}")
+
+
+def _job_runs(tx: Connection, job_id: str, *, now: datetime) -> None:
+    job = job_store.lock_job(tx, job_id)
+    if job.state != JobState.STARTING.value:
+        return
+    started_at = job.started_at or now
+    job_store.change_job(tx, job_id, old=JobState.STARTING, state=JobState.RUNNING.value, started_at=started_at)
+    job_store.add_event(tx, job_id, kind="running", now=now, epoch=job.epoch)
+
+
+def _job_after_attempt(
+    tx: Connection,
+    attempt: Record,
+    reason: EndReason,
+    exit_code: int | None,
+    message: str | None,
+    *,
+    max_attempts: int,
+    now: datetime,
+) -> None:
+    job = job_store.lock_job(tx, attempt.job_id)
+    old = JobState(job.state)
+    new = job_state_after(reason, epoch=attempt.epoch, max_attempts=max_attempts, cancel_requested=job.cancel_requested)
+    check_job_change(old, new)
+    sentence = describe(reason, message)
+    job_store.add_event(
+        tx, job.id, kind="attempt_ended", now=now, epoch=attempt.epoch, reason=reason.value, message=sentence
+    )
+    if new == JobState.QUEUED:
+        job_store.change_job(tx, job.id, old=old, state=new.value, progress=None)
+        job_store.add_event(tx, job.id, kind="requeued", now=now, epoch=attempt.epoch, reason=reason.value)
+        notify(tx, "cycle")
+        return
+    job_store.change_job(tx, job.id, old=old, state=new.value, ended_at=now, reason=sentence, exit_code=exit_code)
+    job_store.add_event(tx, job.id, kind="ended", now=now, state=new.value, exit_code=exit_code)
+
+
+def _facts(row: Record) -> MemberFacts:
+    return MemberFacts(
+        state=AttemptState(row.state),
+        reason=EndReason(row.reason) if row.reason else None,
+        exit_code=row.exit_code,
+        message=row.message,
+    )
+
+
+def _tell_nodes(tx: Connection, attempt_id: str) -> None:
+    for node_id in store.nodes_of_attempt(tx, attempt_id):
+        notify(tx, f"node:{node_id}")

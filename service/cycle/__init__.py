@@ -1,0 +1,1 @@
+"""The planning cycle: snapshot -> Problem, solve in a warm child, commit, record, again."""

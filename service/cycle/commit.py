@@ -1,0 +1,81 @@
+"""The only place where a plan becomes fact: each gang whole or not at all, and only if nothing has changed since."""
+
+from datetime import datetime
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from protocol.states import JobState, NodeState
+from scheduler.plan import Placement
+from scheduler.problem import Shape
+from service.cycle.problem import Seen
+from service.db import notify
+from service.ids import NewId
+from service.store import attempts as attempt_store
+from service.store import cycles as cycle_store
+from service.store import jobs as job_store
+from service.store import nodes as node_store
+
+
+class TermOver(Exception):
+    """Another process leads now. Nothing of this plan may be committed."""
+
+
+class Overtaken(Exception):
+    """The cluster has changed under this placement: an ordinary outcome, the next cycle plans anew."""
+
+
+def commit_gang(
+    tx: Connection, placement: Placement, shape: Shape, seen: Seen, *, term: int, now: datetime, new_id: NewId
+) -> None:
+    """Grant one gang its devices.
+
+    Args:
+        tx: a transaction of its own; on an exception the caller must roll it back.
+        seen: the versions that the plan was made from.
+
+    Raises:
+        TermOver: another process leads.
+        Overtaken: the job, a node or a device is not as the plan saw it.
+    """
+    if not cycle_store.guard_term(tx, term):
+        raise TermOver(f"term {term} is over")
+    wanted = {member.node: member for member in placement.members}
+    rows = node_store.lock_nodes(tx, list(wanted))
+    if len(rows) < len(wanted):
+        raise Overtaken("a node is gone")
+    for row in rows:
+        if row.state != NodeState.READY.value or row.incarnation != seen.incarnations[row.id]:
+            raise Overtaken(f"node {row.id} is not as the plan saw it")
+        millicores, memory_bytes = attempt_store.held_on_node(tx, row.id)
+        if millicores + shape.millicores > row.millicores or memory_bytes + shape.memory_bytes > row.memory_bytes:
+            raise Overtaken(f"node {row.id} has no room left")
+        devices = wanted[row.id].devices
+        if attempt_store.offered_devices(tx, row.id, devices) != len(devices):
+            raise Overtaken(f"node {row.id} does not offer all devices any more")
+    epoch = seen.epochs[placement.job] + 1
+    state = JobState.STARTING.value
+    version = seen.versions[placement.job]
+    if not job_store.change_job(tx, placement.job, old=JobState.QUEUED, version=version, state=state, epoch=epoch):
+        raise Overtaken(f"job {placement.job} is not as the plan saw it")
+    attempt_id = new_id("try")
+    try:
+        attempt_store.add_attempt(tx, attempt_id=attempt_id, job_id=placement.job, epoch=epoch, term=term, now=now)
+        for number, member in enumerate(placement.members):
+            attempt_store.add_member(
+                tx,
+                attempt_id=attempt_id,
+                member=number,
+                node_id=member.node,
+                millicores=shape.millicores,
+                memory_bytes=shape.memory_bytes,
+                device_ids=member.devices,
+                now=now,
+            )
+    except IntegrityError as error:
+        raise Overtaken(f"a device for job {placement.job} is held by somebody else") from error
+    names = [row.id for row in rows]
+    job_store.add_event(tx, placement.job, kind="placed", now=now, epoch=epoch, nodes=names)
+    for row in rows:
+        notify(tx, f"node:{row.id}")
+    notify(tx, f"job:{placement.job}")

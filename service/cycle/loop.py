@@ -1,0 +1,214 @@
+"""The cycle: expire, snapshot, solve, verify, commit, record."""
+
+import logging
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+
+from scheduler.verify import verify
+from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from protocol.states import NodeState
+from scheduler import codec
+from scheduler.plan import Outcome, Plan
+from scheduler.problem import Budget, Problem
+from service import nodes
+from service.cycle.commit import Overtaken, TermOver, commit_gang
+from service.cycle.leadership import RENEW_S, Leadership
+from service.cycle.leases import Leases
+from service.cycle.problem import Seen, read_problem, verdict_view
+from service.cycle.solver import SolverProcess
+from service.db import snapshot
+from service.ids import NewId
+from service.settings import Settings
+from service.store import cycles as cycle_store
+from service.store import jobs as job_store
+from service.store import nodes as node_store
+
+log = logging.getLogger(__name__)
+
+
+class Cycle:
+    """One process that plans, or stands by to.
+
+    Args:
+        solve: `Problem` and `Budget` to `Plan`.
+        now: the time in UTC, for records.
+        clock_s: a clock that never goes back and counts while the machine sleeps, in s.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        *,
+        holder: str,
+        solve: Callable[[Problem, Budget], Plan],
+        now: Callable[[], datetime],
+        clock_s: Callable[[], float],
+        new_id: NewId,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._leadership = Leadership(engine, holder)
+        self._leases = Leases(settings.lease_s)
+        self._solve = solve
+        self._now = now
+        self._clock_s = clock_s
+        self._new_id = new_id
+        self._budget = Budget()
+        self._term: int | None = None
+        self._planned_at = float("-inf")
+
+    def step(self, *, woken: bool) -> None:
+        """One turn: lead, expire, and plan if something has changed or jobs have waited for a tick."""
+        term = self._leadership.lead(self._clock_s())
+        if term is None:
+            self._term = None
+            return
+        if term != self._term:
+            log.info("leading with term %d", term)
+            self._leases = Leases(self._settings.lease_s)
+            self._term, woken = term, True
+        self._expire()
+        if woken or self._clock_s() - self._planned_at >= self._settings.tick_s:
+            self._planned_at = self._clock_s()
+            self._plan(term)
+
+    def resign(self) -> None:
+        """Stop leading, if we do."""
+        self._leadership.resign()
+
+    def _expire(self) -> None:
+        """End what ran on nodes that have gone silent."""
+        with snapshot(self._engine) as tx:
+            rows = node_store.list_nodes(tx)
+        contacts = {row.id: row.last_seen_at for row in rows if row.state == NodeState.READY.value}
+        for node_id in self._leases.look(contacts, self._clock_s()):
+            with self._engine.begin() as tx:
+                lost = nodes.lose(
+                    tx,
+                    node_id,
+                    last_seen_at=contacts[node_id],
+                    max_attempts=self._settings.max_attempts,
+                    now=self._now(),
+                )
+            if lost:
+                log.warning("node %s is lost: not heard for more than %g s", node_id, self._settings.lease_s)
+
+    def _plan(self, term: int) -> None:
+        # 1. One consistent read. The transaction is over before the solver starts.
+        at, started_s = self._now(), time.perf_counter()
+        with snapshot(self._engine) as tx:
+            problem, seen = read_problem(tx, pue=self._settings.pue, now=at)
+        if not problem.jobs:
+            return
+        # 2. Solve in the child.
+        snapshot_s, solve_started_s = time.perf_counter() - started_s, time.perf_counter()
+        plan = self._solve(problem, self._budget)
+        solve_s = time.perf_counter() - solve_started_s
+        # 3. Never trust the optimiser.
+        if violations := verify(problem, plan):
+            log.error("the plan breaks the rules and is dropped: %s", "; ".join(map(str, violations)))
+            return
+        # 4. Commit gang by gang.
+        commit_started_s = time.perf_counter()
+        try:
+            overtaken = self._commit(problem, plan, seen, term)
+        except TermOver as over:
+            log.warning("the plan is dropped: %s", over)
+            return
+        # 5. Record everything the plan was made from, and what came of it.
+        self._record(
+            problem,
+            plan,
+            overtaken,
+            term=term,
+            at=at,
+            snapshot_s=snapshot_s,
+            solve_s=solve_s,
+            commit_s=time.perf_counter() - commit_started_s,
+        )
+
+    def _commit(self, problem: Problem, plan: Plan, seen: Seen, term: int) -> set[str]:
+        """Commit each gang in a transaction of its own; the jobs whose placement did not hold any more."""
+        shapes = {job.id: job.shapes for job in problem.jobs}
+        overtaken: set[str] = set()
+        for placement in plan.placements:
+            try:
+                with self._engine.begin() as tx:
+                    commit_gang(
+                        tx,
+                        placement,
+                        shapes[placement.job][placement.shape],
+                        seen,
+                        term=term,
+                        now=self._now(),
+                        new_id=self._new_id,
+                    )
+            except Overtaken as race:
+                log.info("not committed: %s", race)
+                overtaken.add(placement.job)
+        return overtaken
+
+    def _record(
+        self,
+        problem: Problem,
+        plan: Plan,
+        overtaken: set[str],
+        *,
+        term: int,
+        at: datetime,
+        snapshot_s: float,
+        solve_s: float,
+        commit_s: float,
+    ) -> None:
+        outcomes = Counter(verdict.outcome for verdict in plan.verdicts)
+        with self._engine.begin() as tx:
+            number = cycle_store.add_cycle(
+                tx,
+                term=term,
+                at=at,
+                pending=len(problem.jobs),
+                placed=outcomes[Outcome.PLACED],
+                committed=outcomes[Outcome.PLACED] - len(overtaken),
+                objective_j=plan.objective_j,
+                bound_j=plan.bound_j,
+                gap=plan.gap,
+                method=plan.method,
+                status=plan.status,
+                snapshot_s=snapshot_s,
+                solve_s=solve_s,
+                commit_s=commit_s,
+                problem=zlib.compress(codec.encode_problem(problem)),
+                plan=zlib.compress(codec.encode_plan(plan)),
+            )
+            said = [
+                (verdict.job, verdict_view(verdict, cycle=number).model_dump(mode="json"))
+                for verdict in plan.verdicts
+                if verdict.job not in overtaken
+            ]
+            job_store.set_verdicts(tx, said)
+
+
+def run(cycle: Cycle, solver: SolverProcess, wake: threading.Event, stopped: threading.Event) -> None:
+    """Step whenever woken, and at least often enough to renew the lead, until stopped."""
+    solver.start()
+    try:
+        while not stopped.is_set():
+            woken = wake.wait(RENEW_S / 2)
+            wake.clear()
+            try:
+                cycle.step(woken=woken)
+            except (OperationalError, PoolTimeout) as error:
+                log.warning("the database does not answer, trying again: %s", error)
+                stopped.wait(0.5)
+                wake.set()
+        cycle.resign()
+    finally:
+        solver.stop()

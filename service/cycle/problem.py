@@ -1,0 +1,163 @@
+"""From rows to the planner's words: one consistent read of the database becomes a `Problem`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import Connection
+
+from protocol.jobs import JobSpec, Reason, VerdictView
+from protocol.states import NodeState
+from scheduler.feasibility import why_impossible
+from scheduler.plan import Outcome, Verdict
+from scheduler.power import InstalledDevice, Inventory, active_w, default_wait_w, node_power
+from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, Problem, Shape
+from service.db import Record
+from service.store import attempts as attempt_store
+from service.store import jobs as job_store
+from service.store import nodes as node_store
+
+DEFAULT_RUN_S = 3_600.0
+"""Run time assumed for a job that states neither an estimate nor a limit."""
+
+LIMIT_SHARE = 0.5
+"""Share of its time limit that a job without an estimate is assumed to run. A guess, until run times are learned."""
+
+OVERDUE_S = 60.0
+"""A job that has run past its estimate is assumed to need this much longer."""
+
+MAX_PENDING = 2_000
+"""Jobs weighed in one cycle, in order of precedence; the others wait for the next ones."""
+
+
+NOT_WEIGHED_YET = Reason(code="not_weighed_yet", message="the next planning cycle weighs it")
+
+_OUTCOMES: dict[Outcome, Literal["placed", "waiting", "impossible"]] = {
+    Outcome.PLACED: "placed",
+    Outcome.WAITING: "waiting",
+    Outcome.IMPOSSIBLE: "impossible",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the plan was made from. A commit checks that it still holds."""
+
+    versions: dict[str, int]
+    epochs: dict[str, int]
+    incarnations: dict[str, int]
+
+
+def read_problem(tx: Connection, *, pue: float, now: datetime) -> tuple[Problem, Seen]:
+    """The planner's input, and the versions it stands for. `tx` must be one snapshot."""
+    node_rows = node_store.list_nodes(tx)
+    job_rows = job_store.list_queued(tx, MAX_PENDING)
+    nodes = _nodes(tx, node_rows, now)
+    problem = Problem(nodes=nodes, jobs=tuple(_job(row, nodes) for row in job_rows), pue=pue)
+    seen = Seen(
+        versions={row.id: row.version for row in job_rows},
+        epochs={row.id: row.epoch for row in job_rows},
+        incarnations={row.id: row.incarnation for row in node_rows},
+    )
+    return problem, seen
+
+
+def feasibility_now(tx: Connection, spec: JobSpec) -> VerdictView:
+    """Whether the present nodes could run this job at all, were they empty: the verdict at submission."""
+    nodes = _empty_nodes(tx)
+    impossible = why_impossible(_shapes(spec, nodes), nodes)
+    reasons = [Reason(code=reason.code, message=reason.message) for reason in impossible]
+    return VerdictView(outcome="impossible" if impossible else "waiting", reasons=reasons or [NOT_WEIGHED_YET])
+
+
+def verdict_view(verdict: Verdict, *, cycle: int) -> VerdictView:
+    """A verdict as the API shows it."""
+    reasons = [Reason(code=reason.code, message=reason.message) for reason in verdict.reasons]
+    return VerdictView(outcome=_OUTCOMES[verdict.outcome], reasons=reasons, cycle=cycle)
+
+
+def run_estimate(spec: JobSpec) -> float:
+    """How long the job is expected to run, in s: the user's word, else half its limit, else an hour."""
+    if spec.expected_run_s is not None:
+        estimate = spec.expected_run_s
+        return min(estimate, spec.time_limit_s) if spec.time_limit_s else estimate
+    return spec.time_limit_s * LIMIT_SHARE if spec.time_limit_s else DEFAULT_RUN_S
+
+
+def inventory_of(row: Record, devices: Sequence[Record]) -> Inventory:
+    """What the power model needs of a stored node and its devices."""
+    return Inventory(
+        cpu_threads=row.cpu_threads,
+        memory_bytes=row.memory_bytes,
+        devices=tuple(
+            InstalledDevice(id=device.id, kind=device.kind, limit_w=device.power_limit_w) for device in devices
+        ),
+        cpu_model=row.cpu_model,
+    )
+
+
+def _nodes(tx: Connection, rows: Sequence[Record], now: datetime) -> tuple[Node, ...]:
+    devices: dict[str, list[Record]] = {}
+    for device in node_store.list_devices(tx):
+        devices.setdefault(device.node_id, []).append(device)
+    taken: dict[str, int] = {}
+    for held in attempt_store.held_devices(tx):
+        taken[held.device_id] = taken.get(held.device_id, 0) + held.span.upper - held.span.lower
+    work: dict[str, list[Record]] = {}
+    for member in attempt_store.held_work(tx):
+        work.setdefault(member.node_id, []).append(member)
+    return tuple(_node(row, devices.get(row.id, []), taken, work.get(row.id, []), now) for row in rows)
+
+
+def _empty_nodes(tx: Connection) -> tuple[Node, ...]:
+    rows = node_store.list_nodes(tx)
+    devices: dict[str, list[Record]] = {}
+    for device in node_store.list_devices(tx):
+        devices.setdefault(device.node_id, []).append(device)
+    return tuple(_node(row, devices.get(row.id, []), {}, [], row.last_seen_at) for row in rows)
+
+
+def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: Sequence[Record], now: datetime) -> Node:
+    return Node(
+        id=row.id,
+        devices=tuple(
+            Device(id=device.id, kind=device.kind, free=WHOLE_DEVICE - taken.get(device.id, 0)) for device in devices
+        ),
+        cpu_millicores=row.millicores,
+        free_millicores=row.millicores - sum(member.millicores for member in work),
+        memory_bytes=row.memory_bytes,
+        free_memory_bytes=row.memory_bytes - sum(member.memory_bytes for member in work),
+        power=node_power(inventory_of(row, devices)),
+        open=row.state == NodeState.READY.value,
+        busy_s=max((_remaining_s(member, now) for member in work), default=0.0),
+    )
+
+
+def _remaining_s(member: Record, now: datetime) -> float:
+    estimate = run_estimate(JobSpec.model_validate(member.spec))
+    if member.started_at is None:
+        return estimate
+    return max(estimate - (now - member.started_at).total_seconds(), OVERDUE_S)
+
+
+def _job(row: Record, nodes: Sequence[Node]) -> Job:
+    shapes = _shapes(JobSpec.model_validate(row.spec), nodes)
+    return Job(id=row.id, priority=row.priority, order=row.seq, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
+
+
+def _shapes(spec: JobSpec, nodes: Sequence[Node]) -> tuple[Shape, ...]:
+    """One shape for each acceptable kind. A job that accepts any kind gets one for each kind there is."""
+    kinds = spec.device_kinds or sorted({device.kind for node in nodes for device in node.devices}) or ["cpu"]
+    return tuple(
+        Shape(
+            members=spec.nodes,
+            devices=spec.devices_per_node,
+            kind=kind,
+            millicores=round(spec.cores * 1000),
+            memory_bytes=spec.memory_bytes_per_node,
+            run_s=run_estimate(spec),
+            active_w=active_w(kind),
+        )
+        for kind in dict.fromkeys(kinds)
+    )

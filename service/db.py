@@ -1,0 +1,89 @@
+"""Connections to PostgreSQL: one engine per process, short transactions, and the notifications between processes."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+from sqlalchemy import Connection, Engine, Row, create_engine, text
+
+CHANNEL = "ergon"
+"""The one channel of notifications. Payloads are `cycle`, `node:<id>` and `job:<id>`: where to look again."""
+
+Record = Row[*tuple[Any, ...]]
+"""A row of a result; its columns are attributes."""
+
+STATEMENT_TIMEOUT_MS = 15_000
+LOCK_TIMEOUT_MS = 5_000
+CONNECT_TIMEOUT_S = 5
+
+
+def connect(url: str, *, pool_size: int = 10) -> Engine:
+    """An engine whose every statement, lock and connection attempt has a time limit."""
+    return create_engine(
+        _with_driver(url),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=CONNECT_TIMEOUT_S,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": "ergon",
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c timezone=UTC",
+        },
+    )
+
+
+@contextlib.contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """One consistent, read-only view of the whole database."""
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True) as tx:
+        yield tx
+
+
+def notify(tx: Connection, payload: str) -> None:
+    """Tell every process that something changed, when and only when this transaction commits."""
+    tx.execute(text("SELECT pg_notify(:channel, :payload)"), {"channel": CHANNEL, "payload": payload})
+
+
+class Listener:
+    """One LISTEN connection, read by a thread of its own, that calls `heard(payload)`.
+
+    A notification may be lost when the connection breaks: after each new connection `heard("")` is called, and means
+    that anything may have changed.
+    """
+
+    def __init__(self, url: str, heard: Callable[[str], None]) -> None:
+        self._url = url
+        self._heard = heard
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listen", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening; returns when the thread has ended."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            with contextlib.suppress(psycopg.OperationalError):
+                self._listen()
+            self._stopped.wait(0.5)
+
+    def _listen(self) -> None:
+        with psycopg.connect(
+            self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="ergon-listen"
+        ) as connection:
+            connection.execute(f"LISTEN {CHANNEL}")
+            self._heard("")
+            while not self._stopped.is_set():
+                for notification in connection.notifies(timeout=0.5):
+                    self._heard(notification.payload)
+
+
+def _with_driver(url: str) -> str:
+    return "postgresql+psycopg://" + url.split("://", 1)[1]

@@ -1,0 +1,308 @@
+"""The tables. Their constraints forbid what must never be; see the comments at each.
+
+Times are UTC and passed in by the caller: no SQL statement asks the database for the time.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import INT8RANGE, JSONB, ExcludeConstraint
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+
+def _time(name: str, *, nullable: bool = False) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("role", Text, nullable=False),
+    _time("created_at"),
+    CheckConstraint("role IN ('admin', 'user')", name="role"),
+)
+
+# Only the SHA-256 of a token is kept. A token belongs to one person or to one node, never to both.
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("hash", LargeBinary, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id"), nullable=True),
+    Column("node_name", Text, nullable=True),
+    _time("created_at"),
+    _time("revoked_at", nullable=True),
+    CheckConstraint("(user_id IS NULL) <> (node_name IS NULL)", name="one_owner"),
+)
+
+# A node is its name: the id.
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # Rises at each registration; a sync with an older one is refused.
+    Column("incarnation", Integer, nullable=False),
+    Column("boot_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("cpu_model", Text, nullable=False),
+    Column("millicores", Integer, nullable=False),
+    Column("cpu_threads", Integer, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("labels", JSONB, nullable=False),
+    _time("registered_at"),
+    _time("last_seen_at"),
+    CheckConstraint("state IN ('ready', 'lost')", name="state"),
+)
+
+# `seq` numbers devices for the ranges in `allocations`; it never changes and is never reused.
+devices = Table(
+    "devices",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("seq", BigInteger, Identity(always=True), nullable=False, unique=True),
+    Column("node_id", Text, ForeignKey("nodes.id"), nullable=False, index=True),
+    Column("kind", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("power_limit_w", Float, nullable=True),
+    # False once the node's agent no longer offers it.
+    Column("present", Boolean, nullable=False),
+)
+
+# When a node was on and heard of, and with how many devices: the denominator of every idle figure.
+node_sessions = Table(
+    "node_sessions",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("node_id", Text, ForeignKey("nodes.id"), nullable=False),
+    Column("devices", Integer, nullable=False),
+    Column("base_w", Float, nullable=False),
+    _time("started_at"),
+    _time("ended_at", nullable=True),
+    Index("node_sessions_open_key", "node_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # Order of arrival: the planner's order within a priority, and the cursor of listings.
+    Column("seq", BigInteger, Identity(always=True), nullable=False, unique=True),
+    Column("user_id", Text, ForeignKey("users.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("spec", JSONB, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=True),
+    Column("exit_code", Integer, nullable=True),
+    # The number of attempts so far, and the fencing number of the latest.
+    Column("epoch", Integer, nullable=False),
+    # Rises with every change of state; a plan made from an older version is refused.
+    Column("version", Integer, nullable=False),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("verdict", JSONB(none_as_null=True), nullable=True),
+    Column("progress", JSONB(none_as_null=True), nullable=True),
+    _time("submitted_at"),
+    _time("started_at", nullable=True),
+    _time("ended_at", nullable=True),
+    CheckConstraint(
+        "state IN ('queued', 'held', 'starting', 'running', 'succeeded', 'failed', 'cancelled')", name="state"
+    ),
+    Index("jobs_user_id_seq_idx", "user_id", "seq"),
+    Index("jobs_queued_idx", "priority", "seq", postgresql_where=text("state = 'queued'")),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("job_id", Text, ForeignKey("jobs.id"), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("term", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    # Written by the service only; `state` follows from what agents report.
+    Column("desired", Text, nullable=False),
+    # Why it was told to stop, or why it ended.
+    Column("reason", Text, nullable=True),
+    Column("rendezvous", Text, nullable=True),
+    _time("granted_at"),
+    _time("started_at", nullable=True),
+    _time("ended_at", nullable=True),
+    UniqueConstraint("job_id", "epoch"),
+    CheckConstraint("state IN ('granted', 'starting', 'running', 'stopping', 'ended')", name="state"),
+    CheckConstraint("desired IN ('run', 'stop')", name="desired"),
+    # Two live attempts of one job must never be.
+    Index("attempts_live_key", "job_id", unique=True, postgresql_where=text("state <> 'ended'")),
+)
+
+# One node's part of an attempt. CPU and memory are held until `released_at`.
+members = Table(
+    "members",
+    metadata,
+    Column("attempt_id", Text, ForeignKey("attempts.id"), primary_key=True),
+    Column("member", Integer, primary_key=True),
+    Column("node_id", Text, ForeignKey("nodes.id"), nullable=False),
+    Column("millicores", Integer, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("exit_code", Integer, nullable=True),
+    Column("reason", Text, nullable=True),
+    Column("message", Text, nullable=True),
+    _time("granted_at"),
+    _time("released_at", nullable=True),
+    UniqueConstraint("attempt_id", "node_id"),
+    CheckConstraint("state IN ('granted', 'starting', 'running', 'stopping', 'ended')", name="state"),
+    Index("members_held_idx", "node_id", postgresql_where=text("released_at IS NULL")),
+)
+
+# A hold on thousandths of a device: `span` is [1000 * seq + first, 1000 * seq + last). The exclusion constraint makes
+# two live holds on the same share impossible, whatever any program does.
+allocations = Table(
+    "allocations",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("attempt_id", Text, nullable=False),
+    Column("member", Integer, nullable=False),
+    Column("device_id", Text, ForeignKey("devices.id"), nullable=False),
+    Column("span", INT8RANGE, nullable=False),
+    _time("granted_at"),
+    _time("released_at", nullable=True),
+    ForeignKeyConstraint(["attempt_id", "member"], ["members.attempt_id", "members.member"]),
+    CheckConstraint("NOT isempty(span) AND NOT lower_inf(span) AND NOT upper_inf(span)", name="span"),
+    ExcludeConstraint(
+        ("span", "&&"), where=text("released_at IS NULL"), using="gist", name="allocations_one_holder_excl"
+    ),
+    Index("allocations_attempt_id_idx", "attempt_id"),
+    Index("allocations_released_at_idx", "released_at"),
+)
+
+# Output of ranks. The key makes storing idempotent: the same bytes sent twice are kept once.
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("attempt_id", Text, ForeignKey("attempts.id"), primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("stream", Text, primary_key=True),
+    Column("offset", BigInteger, primary_key=True),
+    # Arrival order over all streams of a job: what a follower reads along.
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    Column("data", LargeBinary, nullable=False),
+    _time("received_at"),
+    CheckConstraint("stream IN ('stdout', 'stderr', 'progress')", name="stream"),
+    CheckConstraint("octet_length(data) BETWEEN 1 AND 262144", name="data"),
+    Index("chunks_attempt_id_seq_idx", "attempt_id", "seq"),
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("job_id", Text, ForeignKey("jobs.id"), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("step", BigInteger, nullable=True),
+    Column("name", Text, nullable=False),
+    Column("value", Float, nullable=False),
+    _time("at"),
+    Index("metrics_job_id_seq_idx", "job_id", "seq"),
+)
+
+# Raw measurements as agents sent them; `scheduler/power.py` prices them when a report is made.
+samples = Table(
+    "samples",
+    metadata,
+    Column("seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("node_id", Text, ForeignKey("nodes.id"), nullable=False),
+    Column("device_id", Text, nullable=True),
+    _time("started_at"),
+    _time("ended_at"),
+    Column("energy_j", Float, nullable=True),
+    Column("busy_cores", Float, nullable=True),
+    Column("utilisation", Float, nullable=True),
+    Column("source", Text, nullable=False),
+    Index("samples_node_id_ended_at_idx", "node_id", "ended_at"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", BigInteger, Identity(always=True), primary_key=True),
+    Column("job_id", Text, ForeignKey("jobs.id"), nullable=False),
+    _time("at"),
+    Column("kind", Text, nullable=False),
+    Column("data", JSONB, nullable=False),
+    Index("events_job_id_seq_idx", "job_id", "seq"),
+)
+
+cycles = Table(
+    "cycles",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("term", BigInteger, nullable=False),
+    _time("at"),
+    Column("pending", Integer, nullable=False),
+    Column("placed", Integer, nullable=False),
+    Column("committed", Integer, nullable=False),
+    Column("objective_j", Float, nullable=False),
+    Column("bound_j", Float, nullable=False),
+    Column("gap", Float, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("snapshot_s", Float, nullable=False),
+    Column("solve_s", Float, nullable=False),
+    Column("commit_s", Float, nullable=False),
+    # The codec's bytes, compressed with zlib: the cycle can be solved again, offline, to the same plan.
+    Column("problem", LargeBinary, nullable=False),
+    Column("plan", LargeBinary, nullable=False),
+    Index("cycles_at_idx", "at"),
+)
+
+# One row. `renewals` rises while the holder lives; who sees it stand still on its own clock may raise `term`.
+leadership = Table(
+    "leadership",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("term", BigInteger, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("renewals", BigInteger, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
+# The answer to a request, kept so that the same request sent again gets the same answer.
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("user_id", Text, ForeignKey("users.id"), primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("request_hash", LargeBinary, nullable=False),
+    Column("job_id", Text, ForeignKey("jobs.id"), nullable=False),
+    _time("created_at"),
+)

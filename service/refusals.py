@@ -1,0 +1,99 @@
+"""Every way in which the service says no on purpose. One handler turns them into problem+json."""
+
+from collections.abc import Sequence
+
+from protocol.errors import FieldError
+
+
+class Refusal(Exception):
+    """Expected: the request cannot be granted. Subclasses fix status, type and title."""
+
+    status = 400
+    kind = "refused"
+    title = "The request was refused"
+
+    def __init__(self, detail: str, *, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = list(errors)
+
+
+class Unauthorised(Refusal):
+    status = 401
+    kind = "unauthorised"
+    title = "No valid token"
+
+
+class Forbidden(Refusal):
+    status = 403
+    kind = "forbidden"
+    title = "Not allowed"
+
+
+class UnknownJob(Refusal):
+    status = 404
+    kind = "unknown-job"
+    title = "No such job"
+
+
+class UnknownNode(Refusal):
+    status = 404
+    kind = "unknown-node"
+    title = "No such node"
+
+
+class UnknownCycle(Refusal):
+    status = 404
+    kind = "unknown-cycle"
+    title = "No such cycle"
+
+
+class JobEnded(Refusal):
+    status = 409
+    kind = "job-ended"
+    title = "The job has ended"
+
+
+class StaleIncarnation(Refusal):
+    status = 409
+    kind = "stale-incarnation"
+    title = "Another agent has registered as this node"
+
+
+class DeviceTaken(Refusal):
+    status = 409
+    kind = "device-taken"
+    title = "Another node offers this device"
+
+
+class Invalid(Refusal):
+    status = 422
+    kind = "invalid"
+    title = "The request is not valid"
+
+
+class Impossible(Refusal):
+    status = 422
+    kind = "impossible"
+    title = "No present node could run the job"
+
+
+class IdempotencyMismatch(Refusal):
+    status = 422
+    kind = "idempotency-mismatch"
+    title = "The idempotency key was used for another request"
+
+
+class ProtocolMismatch(Refusal):
+    status = 426
+    kind = "protocol"
+    title = "The versions do not fit together"
+
+
+class Unavailable(Refusal):
+    status = 503
+    kind = "unavailable"
+    title = "The service cannot answer now"
+
+
+"""Sent with Retry-After."""

@@ -1,0 +1,1 @@
+"""Allocation and energy over a window of time; JSON and CSV."""

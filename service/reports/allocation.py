@@ -1,0 +1,239 @@
+"""The allocation and energy report.
+
+Each node's time is cut into stretches during which the same jobs hold it; `scheduler.power` prices every stretch, so
+bills follow the same model as the planner's promises. Windows are half open, [start, end), in UTC.
+"""
+
+import statistics
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
+
+from sqlalchemy import Connection
+
+from protocol.reports import AllocationReport, NodeUsage, PlanSummary, Quality, UserUsage
+from scheduler.power import Holding, Inventory, Reading, price_stretch
+from service.auth import Person
+from service.cycle.problem import inventory_of
+from service.db import Record
+from service.store import cycles as cycle_store
+from service.store import nodes as node_store
+from service.store import usage as store
+
+J_PER_KWH = 3.6e6
+S_PER_HOUR = 3600.0
+
+
+@dataclass(slots=True)
+class _Sum:
+    """What adds up for one node or one user."""
+
+    device_s: float = 0.0
+    energy_j: float = 0.0
+    idle_j: float = 0.0
+    available_s: float = 0.0
+    jobs: set[str] = field(default_factory=set)
+    qualities: set[str] = field(default_factory=set)
+
+
+def report(tx: Connection, person: Person, *, start: datetime, end: datetime, pue: float) -> AllocationReport:
+    """The report over [start, end). A user gets the own line only.
+
+    Args:
+        end: not after the present: what has not happened cannot be reported.
+    """
+    nodes, users = _add_up(tx, start, end)
+    plans = _plans(cycle_store.cycles_between(tx, start, end))
+    if person.only_jobs_of is not None:
+        own = [_user_usage(name, total) for name, total in users.items() if name == person.name]
+        return AllocationReport(start=start, end=end, pue=pue, nodes=[], users=own, plans=plans)
+    devices = {node: len(rows) for node, rows in _by_node(node_store.list_devices(tx)).items()}
+    node_lines = [_node_usage(node, devices.get(node, 0), total) for node, total in sorted(nodes.items())]
+    total_kwh = sum(line.energy_kwh for line in node_lines)
+    return AllocationReport(
+        start=start,
+        end=end,
+        pue=pue,
+        nodes=node_lines,
+        users=[_user_usage(name, total) for name, total in sorted(users.items())],
+        idle_device_hours=sum(line.idle_device_hours for line in node_lines),
+        idle_energy_kwh=sum(line.idle_energy_kwh for line in node_lines),
+        total_energy_kwh=total_kwh,
+        facility_energy_kwh=total_kwh * pue,
+        quality=_quality(line.quality for line in node_lines),
+        plans=plans,
+    )
+
+
+def _add_up(tx: Connection, start: datetime, end: datetime) -> tuple[dict[str, _Sum], dict[str, _Sum]]:
+    """Sums by node and by user."""
+    sessions = _by_node(store.sessions_between(tx, start, end))
+    holdings = _by_node(store.holdings_between(tx, start, end))
+    samples = _by_node(store.samples_between(tx, start, end))
+    devices = _by_node(node_store.list_devices(tx))
+    nodes: dict[str, _Sum] = {}
+    users: defaultdict[str, _Sum] = defaultdict(_Sum)
+    for row in node_store.list_nodes(tx):
+        if row.id not in sessions:
+            continue
+        total = nodes[row.id] = _Sum()
+        inventory = inventory_of(row, devices.get(row.id, []))
+        for session in sessions[row.id]:
+            first, last = max(start, session.started_at), min(end, session.ended_at or end)
+            total.available_s += session.devices * max(0.0, (last - first).total_seconds())
+            for begin, finish, held in _stretches(holdings.get(row.id, []), first, last):
+                _price(inventory, samples.get(row.id, []), begin, finish, held, total, users)
+    return nodes, users
+
+
+def _stretches(
+    holdings: Sequence[Record], first: datetime, last: datetime
+) -> Iterable[tuple[datetime, datetime, list[Record]]]:
+    """Cut [first, last) wherever a job gets or leaves the node; with each piece, what holds it."""
+    cuts = {first, last}
+    for row in holdings:
+        cuts.update(moment for moment in (row.granted_at, row.released_at) if moment and first < moment < last)
+    ordered = sorted(cuts)
+    for begin, finish in pairwise(ordered):
+        held = [row for row in holdings if row.granted_at <= begin and (row.released_at or last) >= finish]
+        yield begin, finish, held
+
+
+def _price(
+    inventory: Inventory,
+    samples: Sequence[Record],
+    begin: datetime,
+    finish: datetime,
+    held: Sequence[Record],
+    total: _Sum,
+    users: dict[str, _Sum],
+) -> None:
+    """Add one stretch to the node's sum and to those of the users who hold it."""
+    seconds = (finish - begin).total_seconds()
+    present = {device.id for device in inventory.devices}
+    work = [
+        Holding(
+            holder=row.user_name,
+            devices=tuple(device for device in row.device_ids if device in present),
+            millicores=row.millicores,
+        )
+        for row in held
+    ]
+    bill = price_stretch(inventory, _reading(samples, begin, finish, held), work)
+    total.energy_j += bill.total_j
+    total.idle_j += bill.idle_j
+    total.qualities.add(bill.quality)
+    for row in held:
+        user = users[row.user_name]
+        user.jobs.add(row.job_id)
+        user.device_s += len(row.device_ids) * seconds
+        user.qualities.add(bill.quality)
+        total.device_s += len(row.device_ids) * seconds
+    for name, joules in bill.by_holder.items():
+        users[name].energy_j += joules
+
+
+def _reading(samples: Sequence[Record], begin: datetime, finish: datetime, held: Sequence[Record]) -> Reading:
+    """What was measured during the stretch. Time without a sample counts the held cores as busy, as the planner does.
+
+    A counter that was read during at least half of the stretch stands for all of it; otherwise the model does.
+    """
+    seconds = (finish - begin).total_seconds()
+    held_cores = sum(row.millicores for row in held) / 1000
+    core_s, sampled_s = 0.0, 0.0
+    counted: defaultdict[str | None, float] = defaultdict(float)
+    counted_s: defaultdict[str | None, float] = defaultdict(float)
+    busy: defaultdict[str, float] = defaultdict(float)
+    covered: defaultdict[str, float] = defaultdict(float)
+    for row in _overlapping(samples, begin, finish):
+        length = (row.ended_at - row.started_at).total_seconds()
+        overlap = (min(finish, row.ended_at) - max(begin, row.started_at)).total_seconds()
+        if overlap <= 0 or length <= 0:
+            continue
+        if row.energy_j is not None:
+            counted[row.device_id] += row.energy_j * overlap / length
+            counted_s[row.device_id] += overlap
+        if row.device_id is None and row.busy_cores is not None:
+            core_s += row.busy_cores * overlap
+            sampled_s += overlap
+        if row.device_id is not None and row.utilisation is not None:
+            busy[row.device_id] += row.utilisation * overlap
+            covered[row.device_id] += overlap
+    core_s += held_cores * max(0.0, seconds - sampled_s)
+    energy_j = {
+        device: joules * seconds / counted_s[device]
+        for device, joules in counted.items()
+        if counted_s[device] >= seconds / 2
+    }
+    return Reading(
+        seconds=seconds,
+        busy_cores=core_s / seconds if seconds else 0.0,
+        cpu_energy_j=energy_j.get(None),
+        device_energy_j={device: joules for device, joules in energy_j.items() if device is not None},
+        utilisation={device: busy[device] / covered[device] for device in busy},
+    )
+
+
+LONGEST_SAMPLE_S = 3_600.0
+"""A sample longer than this is not looked for: agents send one every few seconds."""
+
+
+def _overlapping(samples: Sequence[Record], begin: datetime, finish: datetime) -> Iterable[Record]:
+    earliest = bisect_left(samples, begin.timestamp() - LONGEST_SAMPLE_S, key=lambda row: row.started_at.timestamp())
+    for row in samples[earliest:]:
+        if row.started_at >= finish:
+            return
+        if row.ended_at > begin:
+            yield row
+
+
+def _plans(rows: Sequence[Record]) -> PlanSummary:
+    gaps, times = [row.gap for row in rows], [row.solve_s for row in rows]
+    return PlanSummary(
+        cycles=len(rows),
+        placements=sum(row.committed for row in rows),
+        gap_median=statistics.median(gaps) if gaps else None,
+        gap_max=max(gaps, default=None),
+        solve_s_median=statistics.median(times) if times else None,
+        solve_s_max=max(times, default=None),
+    )
+
+
+def _node_usage(node: str, devices: int, total: _Sum) -> NodeUsage:
+    return NodeUsage(
+        node=node,
+        devices=devices,
+        available_device_hours=total.available_s / S_PER_HOUR,
+        allocated_device_hours=total.device_s / S_PER_HOUR,
+        idle_device_hours=max(0.0, total.available_s - total.device_s) / S_PER_HOUR,
+        energy_kwh=total.energy_j / J_PER_KWH,
+        idle_energy_kwh=total.idle_j / J_PER_KWH,
+        quality=_quality(total.qualities),
+    )
+
+
+def _user_usage(name: str, total: _Sum) -> UserUsage:
+    return UserUsage(
+        user=name,
+        jobs=len(total.jobs),
+        allocated_device_hours=total.device_s / S_PER_HOUR,
+        energy_kwh=total.energy_j / J_PER_KWH,
+        quality=_quality(total.qualities),
+    )
+
+
+def _quality(parts: Iterable[str]) -> Quality:
+    found = set(parts)
+    if found == {"measured"}:
+        return "measured"
+    return "modelled" if found <= {"modelled"} else "mixed"
+
+
+def _by_node(rows: Sequence[Record]) -> dict[str, list[Record]]:
+    grouped: defaultdict[str, list[Record]] = defaultdict(list)
+    for row in rows:
+        grouped[row.node_id].append(row)
+    return dict(grouped)

@@ -1,0 +1,71 @@
+"""Settings of every process of the service, read once from `ERGON_` environment variables."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from protocol.base import Name
+from protocol.environment import PREFIX, SERVICE_VARIABLES, unknown_variables
+
+
+class SettingsError(ValueError):
+    """The environment holds a setting that cannot be used. The message names the variable and the remedy."""
+
+
+def default_data_dir(environment: Mapping[str, str]) -> Path:
+    """The folder of the embedded database when none is named: the system's for root, the user's own otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/ergon")
+    home = environment.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(home) / "ergon"
+
+
+def _split(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """What an administrator may set. The name of each variable is `ERGON_` and the field in capitals."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_dir: Path
+    database_url: str | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=8765, ge=0, le=65_535)
+    queues: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(default=("default",), min_length=1)
+    pue: float = Field(default=1.0, ge=1.0, le=10.0)
+    lease_s: float = Field(default=60.0, ge=1.0, le=86_400.0)
+    tick_s: float = Field(default=10.0, ge=0.1, le=3_600.0)
+    stop_grace_s: float = Field(default=10.0, ge=0.0, le=3_600.0)
+    max_attempts: int = Field(default=5, ge=1, le=1_000)
+    postgres_user: str | None = None
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql://; PostgreSQL is the only database Ergon runs on")
+        return value
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """Read the settings.
+
+        Raises:
+            SettingsError: a variable with our prefix is unknown, or a value cannot be used.
+        """
+        if complaints := unknown_variables(environment):
+            raise SettingsError("; ".join(complaints))
+        values: dict[str, object] = {"data_dir": default_data_dir(environment)}
+        for variable in SERVICE_VARIABLES:
+            if (value := environment.get(variable)) not in (None, ""):
+                values[variable.removeprefix(PREFIX).lower()] = value
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            faults = (f"{PREFIX}{fault['loc'][0]!s}".upper() + f": {fault['msg']}" for fault in error.errors())
+            raise SettingsError("; ".join(faults)) from error

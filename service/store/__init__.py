@@ -1,0 +1,1 @@
+"""The only folder with SQL. Functions take the transaction they run in and never commit."""

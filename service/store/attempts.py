@@ -1,0 +1,233 @@
+"""Attempts, their members on nodes, and the devices these hold."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, exists, func, insert, select, update
+from sqlalchemy.dialects.postgresql import Range
+
+from protocol.states import AttemptState, Desired, EndReason
+from service.db import Record
+from service.models import allocations, attempts, devices, jobs, members, users
+
+DEVICE_SPAN = 1000
+"""Thousandths of a device: the width of the range a whole device takes in `allocations.span`."""
+
+
+def add_attempt(tx: Connection, *, attempt_id: str, job_id: str, epoch: int, term: int, now: datetime) -> None:
+    """Raises sqlalchemy.exc.IntegrityError if the job has a live attempt."""
+    tx.execute(
+        insert(attempts).values(
+            id=attempt_id,
+            job_id=job_id,
+            epoch=epoch,
+            term=term,
+            state=AttemptState.GRANTED.value,
+            desired=Desired.RUN.value,
+            granted_at=now,
+        )
+    )
+
+
+def add_member(
+    tx: Connection,
+    *,
+    attempt_id: str,
+    member: int,
+    node_id: str,
+    millicores: int,
+    memory_bytes: int,
+    device_ids: Sequence[str],
+    now: datetime,
+) -> None:
+    """Grant a member its part of a node, whole devices.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: one of the devices is held by somebody else.
+    """
+    tx.execute(
+        insert(members).values(
+            attempt_id=attempt_id,
+            member=member,
+            node_id=node_id,
+            millicores=millicores,
+            memory_bytes=memory_bytes,
+            state=AttemptState.GRANTED.value,
+            granted_at=now,
+        )
+    )
+    seqs = tx.execute(
+        select(devices.c.id, devices.c.seq).where(
+            devices.c.id.in_(device_ids), devices.c.node_id == node_id, devices.c.present
+        )
+    ).all()
+    assert len(seqs) == len(device_ids), "the caller checks that the node offers these devices"
+    tx.execute(
+        insert(allocations),
+        [
+            {
+                "attempt_id": attempt_id,
+                "member": member,
+                "device_id": device_id,
+                "span": Range(seq * DEVICE_SPAN, (seq + 1) * DEVICE_SPAN),
+                "granted_at": now,
+            }
+            for device_id, seq in seqs
+        ],
+    )
+
+
+def offered_devices(tx: Connection, node_id: str, device_ids: Sequence[str]) -> int:
+    """How many of these devices the node offers now."""
+    query = select(func.count()).where(devices.c.id.in_(device_ids), devices.c.node_id == node_id, devices.c.present)
+    return tx.execute(query).scalar_one()
+
+
+def held_on_node(tx: Connection, node_id: str) -> tuple[int, int]:
+    """CPU in thousandths of a core and memory in bytes that members hold on the node."""
+    query = select(
+        func.coalesce(func.sum(members.c.millicores), 0), func.coalesce(func.sum(members.c.memory_bytes), 0)
+    ).where(members.c.node_id == node_id, members.c.released_at.is_(None))
+    millicores, memory_bytes = tx.execute(query).one()
+    return int(millicores), int(memory_bytes)
+
+
+def lock_attempt(tx: Connection, attempt_id: str) -> Record | None:
+    """The attempt's row, held until the transaction ends."""
+    return tx.execute(select(attempts).where(attempts.c.id == attempt_id).with_for_update()).one_or_none()
+
+
+def live_attempt(tx: Connection, job_id: str) -> Record | None:
+    query = select(attempts).where(attempts.c.job_id == job_id, attempts.c.state != AttemptState.ENDED.value)
+    return tx.execute(query).one_or_none()
+
+
+def change_attempt(tx: Connection, attempt_id: str, **values: object) -> None:
+    tx.execute(update(attempts).where(attempts.c.id == attempt_id).values(**values))
+
+
+def stop_attempt(tx: Connection, attempt_id: str, reason: EndReason) -> None:
+    """Ask the agents to stop it. The first reason stays."""
+    query = update(attempts).where(attempts.c.id == attempt_id, attempts.c.desired == Desired.RUN.value)
+    tx.execute(query.values(desired=Desired.STOP.value, reason=reason.value))
+
+
+def list_members(tx: Connection, attempt_id: str) -> Sequence[Record]:
+    query = select(members).where(members.c.attempt_id == attempt_id).order_by(members.c.member)
+    return tx.execute(query).all()
+
+
+def change_member(tx: Connection, attempt_id: str, member: int, **values: object) -> None:
+    query = update(members).where(members.c.attempt_id == attempt_id, members.c.member == member)
+    tx.execute(query.values(**values))
+
+
+def release_member(tx: Connection, attempt_id: str, member: int, *, now: datetime) -> None:
+    """The node said that nothing of the member is left: its devices, CPU and memory are free."""
+    change_member(tx, attempt_id, member, released_at=now)
+    held = update(allocations).where(allocations.c.attempt_id == attempt_id, allocations.c.member == member)
+    tx.execute(held.where(allocations.c.released_at.is_(None)).values(released_at=now))
+
+
+def held_members(tx: Connection, node_id: str) -> Sequence[Record]:
+    """Members on this node whose devices are not released, with attempt, job and user: what its agent should hold."""
+    query = (
+        select(
+            members.c.attempt_id,
+            members.c.member,
+            members.c.state.label("observed"),
+            members.c.millicores,
+            members.c.memory_bytes,
+            attempts.c.epoch,
+            attempts.c.state.label("attempt_state"),
+            attempts.c.desired,
+            attempts.c.rendezvous,
+            jobs.c.id.label("job_id"),
+            jobs.c.name.label("job_name"),
+            jobs.c.spec,
+            users.c.name.label("user_name"),
+        )
+        .join(attempts, members.c.attempt_id == attempts.c.id)
+        .join(jobs, attempts.c.job_id == jobs.c.id)
+        .join(users, jobs.c.user_id == users.c.id)
+        .where(members.c.node_id == node_id, members.c.released_at.is_(None))
+        .order_by(members.c.granted_at, members.c.attempt_id)
+    )
+    return tx.execute(query).all()
+
+
+def devices_of_members(tx: Connection, node_id: str) -> Sequence[Record]:
+    """Devices held on this node: columns `attempt_id`, `id`, `kind`, `number`, `span`."""
+    query = (
+        select(allocations.c.attempt_id, devices.c.id, devices.c.kind, devices.c.number, allocations.c.span)
+        .join(devices, allocations.c.device_id == devices.c.id)
+        .where(devices.c.node_id == node_id, allocations.c.released_at.is_(None))
+        .order_by(devices.c.number, devices.c.id)
+    )
+    return tx.execute(query).all()
+
+
+def held_devices(tx: Connection) -> Sequence[Record]:
+    """Every live hold: columns `device_id`, `span`, `job_id`, `user_id`."""
+    query = (
+        select(allocations.c.device_id, allocations.c.span, attempts.c.job_id, jobs.c.user_id)
+        .join(attempts, allocations.c.attempt_id == attempts.c.id)
+        .join(jobs, attempts.c.job_id == jobs.c.id)
+        .where(allocations.c.released_at.is_(None))
+    )
+    return tx.execute(query).all()
+
+
+def held_work(tx: Connection) -> Sequence[Record]:
+    """Every member that holds a node, with the spec and start of its job: what the snapshot takes off each node."""
+    query = (
+        select(
+            members.c.node_id,
+            members.c.millicores,
+            members.c.memory_bytes,
+            members.c.granted_at,
+            attempts.c.started_at,
+            jobs.c.spec,
+        )
+        .join(attempts, members.c.attempt_id == attempts.c.id)
+        .join(jobs, attempts.c.job_id == jobs.c.id)
+        .where(members.c.released_at.is_(None))
+    )
+    return tx.execute(query).all()
+
+
+def list_attempts(tx: Connection, job_id: str) -> Sequence[Record]:
+    return tx.execute(select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.epoch)).all()
+
+
+def members_of_job(tx: Connection, job_id: str) -> Sequence[Record]:
+    """Members of all attempts of a job, with the devices' ids (`device_ids`)."""
+    device_ids = (
+        select(func.array_agg(allocations.c.device_id))
+        .where(allocations.c.attempt_id == members.c.attempt_id, allocations.c.member == members.c.member)
+        .scalar_subquery()
+    )
+    query = (
+        select(members, device_ids.label("device_ids"))
+        .join(attempts, members.c.attempt_id == attempts.c.id)
+        .where(attempts.c.job_id == job_id)
+        .order_by(members.c.attempt_id, members.c.member)
+    )
+    return tx.execute(query).all()
+
+
+def live_attempts_on_node(tx: Connection, node_id: str) -> Sequence[Record]:
+    """Attempts that are not over and have a member on this node that is not over."""
+    query = select(attempts).where(
+        attempts.c.state != AttemptState.ENDED.value,
+        exists().where(
+            members.c.attempt_id == attempts.c.id,
+            members.c.node_id == node_id,
+            members.c.state != AttemptState.ENDED.value,
+        ),
+    )
+    return tx.execute(query.order_by(attempts.c.id)).all()
+
+
+def nodes_of_attempt(tx: Connection, attempt_id: str) -> Sequence[str]:
+    return tx.execute(select(members.c.node_id).where(members.c.attempt_id == attempt_id)).scalars().all()

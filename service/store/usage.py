@@ -1,0 +1,54 @@
+"""What reports are made from: who held what, when nodes were on, what was measured."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, func, or_, select
+
+from service.db import Record
+from service.models import allocations, attempts, jobs, members, node_sessions, samples, users
+
+
+def sessions_between(tx: Connection, start: datetime, end: datetime) -> Sequence[Record]:
+    """Sessions that overlap the window, by node and time. `ended_at` is None while one lasts."""
+    query = select(node_sessions).where(
+        node_sessions.c.started_at < end,
+        or_(node_sessions.c.ended_at.is_(None), node_sessions.c.ended_at > start),
+    )
+    return tx.execute(query.order_by(node_sessions.c.node_id, node_sessions.c.started_at)).all()
+
+
+def holdings_between(tx: Connection, start: datetime, end: datetime) -> Sequence[Record]:
+    """Members that held a node inside the window: columns `node_id`, `job_id`, `user_name`, `millicores`,
+    `granted_at`, `released_at` and `device_ids`."""
+    query = (
+        select(
+            members.c.node_id,
+            jobs.c.id.label("job_id"),
+            users.c.name.label("user_name"),
+            members.c.millicores,
+            members.c.granted_at,
+            members.c.released_at,
+            func.array_agg(allocations.c.device_id).label("device_ids"),
+        )
+        .join(attempts, members.c.attempt_id == attempts.c.id)
+        .join(jobs, attempts.c.job_id == jobs.c.id)
+        .join(users, jobs.c.user_id == users.c.id)
+        .join(
+            allocations,
+            (allocations.c.attempt_id == members.c.attempt_id) & (allocations.c.member == members.c.member),
+        )
+        .where(
+            members.c.granted_at < end,
+            or_(members.c.released_at.is_(None), members.c.released_at > start),
+        )
+        .group_by(members.c.attempt_id, members.c.member, jobs.c.id, users.c.name)
+        .order_by(members.c.node_id, members.c.granted_at, members.c.attempt_id)
+    )
+    return tx.execute(query).all()
+
+
+def samples_between(tx: Connection, start: datetime, end: datetime) -> Sequence[Record]:
+    """Measurements that overlap the window, by node and time."""
+    query = select(samples).where(samples.c.ended_at > start, samples.c.started_at < end)
+    return tx.execute(query.order_by(samples.c.node_id, samples.c.started_at, samples.c.seq)).all()

@@ -1,0 +1,163 @@
+"""The agent's exchange: take in all it observes, answer with all it should hold."""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from pydantic import ValidationError
+from sqlalchemy import Connection
+
+from protocol.jobs import JobSpec
+from protocol.nodes import PowerSample
+from protocol.progress import ProgressLine
+from protocol.states import AttemptState, Desired, NodeState
+from protocol.sync import Assignment, DeviceGrant, StreamChunk, SyncRequest, SyncResponse
+from service import attempts
+from service.db import Record, notify
+from service.nodes import check_protocol
+from service.refusals import StaleIncarnation
+from service.store import attempts as attempt_store
+from service.store import jobs as job_store
+from service.store import logs as log_store
+from service.store import nodes as node_store
+
+
+def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, now: datetime) -> None:
+    """Take in what the agent of node `name` observes. Sent twice, it changes nothing the second time.
+
+    Raises:
+        ProtocolMismatch: agent and service do not speak the same version.
+        StaleIncarnation: another agent has registered as this node since.
+    """
+    check_protocol(request.protocol)
+    node = node_store.touch_node(tx, name, incarnation=request.incarnation, now=now)
+    if node is None:
+        raise StaleIncarnation(
+            f"incarnation {request.incarnation} of node {name!r} is not the latest: another agent has registered "
+            "with this name; stop one of the two"
+        )
+    if node.state == NodeState.LOST.value:
+        _welcome_back(tx, node, now=now)
+    held = {row.attempt_id: row for row in attempt_store.held_members(tx, node.id)}
+    for chunk in request.chunks:
+        if chunk.attempt in held:
+            _take_chunk(tx, held[chunk.attempt], chunk, now=now)
+    for report in request.members:
+        if report.attempt in held:
+            attempts.take_report(tx, node.id, report, max_attempts=max_attempts, now=now)
+    node_store.add_samples(tx, [_sample_row(node.id, sample, now) for sample in request.samples])
+
+
+def answer(tx: Connection, node_id: str, *, stop_grace_s: float, lease_s: float) -> SyncResponse:
+    """Everything the agent of this node should hold, and a version that changes when that does."""
+    held = attempt_store.held_members(tx, node_id)
+    grants: dict[str, list[DeviceGrant]] = {}
+    for row in attempt_store.devices_of_members(tx, node_id):
+        thousandths = row.span.upper - row.span.lower
+        grant = DeviceGrant(id=row.id, kind=row.kind, index=row.number, thousandths=thousandths)
+        grants.setdefault(row.attempt_id, []).append(grant)
+    assignments = [_assignment(row, grants.get(row.attempt_id, []), stop_grace_s) for row in held]
+    digest = hashlib.sha256()
+    for assignment in assignments:
+        digest.update(assignment.model_dump_json(exclude={"observed"}).encode())
+    ends = log_store.ends_of_streams(tx, [row.attempt_id for row in held]) if held else {}
+    assignments = [item.model_copy(update={"offsets": ends.get(item.attempt, {})}) for item in assignments]
+    return SyncResponse(assignments=assignments, version=digest.hexdigest()[:16], lease_s=lease_s)
+
+
+def _assignment(row: Record, devices: Sequence[DeviceGrant], stop_grace_s: float) -> Assignment:
+    spec = JobSpec.model_validate(row.spec)
+    return Assignment(
+        attempt=row.attempt_id,
+        job=row.job_id,
+        job_name=row.job_name,
+        user=row.user_name,
+        epoch=row.epoch,
+        desired=Desired.STOP if row.attempt_state == AttemptState.ENDED.value else row.desired,
+        observed=row.observed,
+        command=spec.command,
+        recipe=spec.recipe,
+        env=spec.env,
+        member=row.member,
+        members=spec.nodes,
+        ranks=spec.ranks,
+        devices=list(devices),
+        cpu_cores=row.millicores / 1000,
+        memory_bytes=row.memory_bytes,
+        rendezvous=row.rendezvous,
+        time_limit_s=spec.time_limit_s,
+        stop_grace_s=stop_grace_s,
+    )
+
+
+def _welcome_back(tx: Connection, node: Record, *, now: datetime) -> None:
+    node_store.change_node(tx, node.id, state=NodeState.READY.value)
+    devices = node_store.list_devices(tx, node.id)
+    base_w = node_store.current_base_w(tx)[node.id]
+    node_store.open_session(tx, node_id=node.id, num_devices=len(devices), base_w=base_w, now=now)
+    notify(tx, "cycle")
+
+
+def _take_chunk(tx: Connection, member: Record, chunk: StreamChunk, *, now: datetime) -> None:
+    fresh = log_store.add_chunk(
+        tx,
+        attempt_id=chunk.attempt,
+        rank=chunk.rank,
+        stream=chunk.stream,
+        offset=chunk.offset,
+        data=chunk.data,
+        now=now,
+    )
+    if fresh and chunk.stream == "progress":
+        _take_progress(tx, member, chunk.rank, fresh, now=now)
+    if fresh:
+        notify(tx, f"job:{member.job_id}")
+
+
+def _take_progress(tx: Connection, member: Record, rank: int, data: bytes, *, now: datetime) -> None:
+    """Lines that are no progress are a mistake of the user's script: they are kept as output and otherwise ignored."""
+    points: list[dict[str, object]] = []
+    latest: dict[str, object] = {}
+    for line in data.splitlines():
+        try:
+            progress = ProgressLine.model_validate_json(line)
+        except ValidationError:
+            continue
+        latest |= progress.model_dump(exclude_none=True, exclude={"metrics"})
+        latest["metrics"] = {**_dict(latest.get("metrics")), **progress.metrics}
+        for name, value in progress.metrics.items():
+            points.append(
+                {
+                    "job_id": member.job_id,
+                    "epoch": member.epoch,
+                    "rank": rank,
+                    "step": progress.step,
+                    "name": name,
+                    "value": value,
+                    "at": now,
+                }
+            )
+    log_store.add_metrics(tx, points)
+    if latest:
+        job = job_store.lock_job(tx, member.job_id)
+        known = _dict(job.progress)
+        metrics = {**_dict(known.get("metrics")), **_dict(latest.get("metrics"))}
+        job_store.set_progress(tx, member.job_id, {**known, **latest, "metrics": metrics})
+
+
+def _dict(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _sample_row(node_id: str, sample: PowerSample, now: datetime) -> dict[str, object]:
+    ended_at = now - timedelta(seconds=sample.age_s)
+    return {
+        "node_id": node_id,
+        "device_id": sample.device,
+        "started_at": ended_at - timedelta(seconds=sample.seconds),
+        "ended_at": ended_at,
+        "energy_j": sample.energy_j,
+        "busy_cores": sample.busy_cores,
+        "utilisation": sample.utilisation,
+        "source": sample.source,
+    }

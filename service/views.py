@@ -1,0 +1,118 @@
+"""Rows as the API shows them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from protocol.cycles import CycleView
+from protocol.jobs import (
+    AttemptView,
+    EventView,
+    JobSpec,
+    JobView,
+    LogView,
+    MemberView,
+    MetricPoint,
+    ProgressView,
+    VerdictView,
+)
+from protocol.nodes import DeviceView, NodeView
+from service.db import Record
+
+
+def job(row: Record, attempts: Sequence[Record], members: Sequence[Record]) -> JobView:
+    """A job; `attempts` and `members` are empty in listings."""
+    return JobView(
+        id=row.id,
+        user=row.user_name,
+        spec=JobSpec.model_validate(row.spec),
+        state=row.state,
+        reason=row.reason,
+        exit_code=row.exit_code,
+        epoch=row.epoch,
+        cancel_requested=row.cancel_requested,
+        submitted_at=row.submitted_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        verdict=VerdictView.model_validate(row.verdict) if row.verdict else None,
+        progress=ProgressView.model_validate(row.progress) if row.progress else None,
+        attempts=[_attempt(attempt, members) for attempt in attempts],
+    )
+
+
+def _attempt(row: Record, members: Sequence[Record]) -> AttemptView:
+    return AttemptView(
+        id=row.id,
+        epoch=row.epoch,
+        state=row.state,
+        reason=row.reason,
+        granted_at=row.granted_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        members=[_member(member) for member in members if member.attempt_id == row.id],
+    )
+
+
+def _member(row: Record) -> MemberView:
+    return MemberView(
+        node=row.node_id,
+        devices=sorted(row.device_ids or ()),
+        state=row.state,
+        exit_code=row.exit_code,
+        reason=row.reason,
+        message=row.message,
+    )
+
+
+def event(row: Record) -> EventView:
+    return EventView(seq=row.seq, at=row.at, kind=row.kind, data=row.data)
+
+
+def metric(row: Record) -> MetricPoint:
+    return MetricPoint(
+        seq=row.seq, at=row.at, epoch=row.epoch, rank=row.rank, step=row.step, name=row.name, value=row.value
+    )
+
+
+def log(row: Record) -> LogView:
+    return LogView(
+        epoch=row.epoch,
+        rank=row.rank,
+        stream=row.stream,
+        offset=row.offset,
+        text=row.data.decode("utf-8", errors="replace"),
+    )
+
+
+def node(row: Record, devices: Sequence[Record], holders: dict[str, str], base_w: float) -> NodeView:
+    """A node with its devices; `holders` gives the job that holds a device, `base_w` the power at idle in W."""
+    return NodeView(
+        name=row.id,
+        state=row.state,
+        incarnation=row.incarnation,
+        address=row.address,
+        cpu_model=row.cpu_model,
+        cpu_cores=row.millicores / 1000,
+        memory_bytes=row.memory_bytes,
+        devices=[
+            DeviceView(
+                id=device.id,
+                kind=device.kind,
+                index=device.number,
+                memory_bytes=device.memory_bytes,
+                job=holders.get(device.id),
+            )
+            for device in devices
+        ],
+        base_w=base_w,
+        registered_at=row.registered_at,
+        last_seen_at=row.last_seen_at,
+    )
+
+
+def cycle(row: Record) -> CycleView:
+    return CycleView.model_validate(row._asdict())
+
+
+def timestamp(moment: datetime) -> str:
+    """UTC, to the second, as reports print it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

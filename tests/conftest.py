@@ -1,0 +1,52 @@
+"""Fixtures that several folders share: a real PostgreSQL, and a fresh database with the current schema in it."""
+
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import Engine
+
+from service import migrate
+from service.db import connect
+from service.postgres import DATABASE, EmbeddedPostgres
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def short_dir() -> Iterator[Path]:
+    """A folder with a short path that PostgreSQL's user can reach, as pytest's own are not when root runs the tests."""
+    with tempfile.TemporaryDirectory(prefix="ergon-test-") as name:
+        path = Path(name)
+        path.chmod(0o711)
+        yield path
+
+
+@pytest.fixture(scope="session")
+def postgres(short_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """One server for all tests of this process; its own database has the schema, and others are copied from it."""
+    with EmbeddedPostgres(short_dir / "db", durable=False) as server:
+        migrate.upgrade(server.url)
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A fresh database with the current schema."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    maintenance = postgres.url.replace(f"/{DATABASE}?", "/postgres?")
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {DATABASE} STRATEGY file_copy")
+        yield postgres.url.replace(f"/{DATABASE}?", f"/{name}?")
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = connect(database_url, pool_size=5)
+    yield engine
+    engine.dispose()
