@@ -181,7 +181,9 @@ def descend(scaled: Scaled, curvature: Curvature, steps: int, ranks: Ranks) -> t
     """
     rows, columns = scaled.inputs.shape
     inputs, targets = ranks.mine(scaled.inputs).to(ranks.device), ranks.mine(scaled.targets).to(ranks.device)
-    model = DistributedDataParallel(nn.Linear(columns, 1, bias=False, dtype=torch.float64, device=ranks.device))
+    plane = nn.Linear(columns, 1, bias=False, dtype=torch.float64, device=ranks.device)
+    nn.init.zeros_(plane.weight)
+    model = DistributedDataParallel(plane)
     low, high = math.sqrt(curvature.smallest), math.sqrt(curvature.largest)
     optimizer = torch.optim.SGD(
         model.parameters(), lr=4 / (low + high) ** 2, momentum=((high - low) / (high + low)) ** 2
