@@ -80,6 +80,7 @@ class SyncRequest(Message):
     incarnation: int
     wait_s: Seconds = Field(default=0, description="How long the service may hold the answer if nothing changes.")
     version: str | None = Field(default=None, description="Version of the assignments the agent already holds.")
+    leaving: bool = Field(default=False, description="The agent stops after this call: nothing new may go to it.")
     members: list[MemberReport] = []
     chunks: list[StreamChunk] = Field(default=[], max_length=256)
     samples: list[PowerSample] = Field(default=[], max_length=10_000)

@@ -75,7 +75,10 @@ def register(
 
 
 def lose(tx: Connection, node_id: str, *, last_seen_at: datetime, max_attempts: int, now: datetime) -> bool:
-    """The node's lease is over: its attempts end here, and nothing new goes there. False if it was heard since."""
+    """The node has left, or its lease is over: its attempts end here, and nothing new goes there.
+
+    False if it was heard since.
+    """
     if not store.mark_lost(tx, node_id, last_seen_at=last_seen_at):
         return False
     store.close_session(tx, node_id, ended_at=last_seen_at)

@@ -12,9 +12,8 @@ from protocol.nodes import PowerSample
 from protocol.progress import ProgressLine
 from protocol.states import AttemptState, Desired, NodeState
 from protocol.sync import Assignment, DeviceGrant, StreamChunk, SyncRequest, SyncResponse
-from service import attempts
+from service import attempts, nodes
 from service.db import Record, notify
-from service.nodes import check_protocol
 from service.refusals import StaleIncarnation
 from service.store import attempts as attempt_store
 from service.store import jobs as job_store
@@ -29,14 +28,14 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
         ProtocolMismatch: agent and service do not speak the same version.
         StaleIncarnation: another agent has registered as this node since.
     """
-    check_protocol(request.protocol)
+    nodes.check_protocol(request.protocol)
     node = node_store.touch_node(tx, name, incarnation=request.incarnation, now=now)
     if node is None:
         raise StaleIncarnation(
             f"incarnation {request.incarnation} of node {name!r} is not the latest: another agent has registered "
             "with this name; stop one of the two"
         )
-    if node.state == NodeState.LOST.value:
+    if node.state == NodeState.LOST.value and not request.leaving:
         _welcome_back(tx, node, now=now)
     held = {row.attempt_id: row for row in attempt_store.held_members(tx, node.id)}
     for chunk in request.chunks:
@@ -46,6 +45,8 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
         if report.attempt in held:
             attempts.take_report(tx, node.id, report, max_attempts=max_attempts, now=now)
     node_store.add_samples(tx, [_sample_row(node.id, sample, now) for sample in request.samples])
+    if request.leaving:
+        nodes.lose(tx, node.id, last_seen_at=now, max_attempts=max_attempts, now=now)
 
 
 def answer(tx: Connection, node_id: str, *, stop_grace_s: float, lease_s: float) -> SyncResponse:

@@ -1,0 +1,1 @@
+"""Reproducible benchmarks. Every published figure comes from a command here."""
