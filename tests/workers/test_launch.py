@@ -1,0 +1,144 @@
+"""The launch record: program, and exactly the variables that torchrun would set."""
+
+from pathlib import Path
+
+import pytest
+
+from protocol.jobs import Recipe
+from tests.workers.builders import assignment, cpu_slot, gpu
+from workers.launch import launch_record
+
+FOLDER = Path("/state/attempts/a1")
+
+
+def record(wanted, environment=None, *, address="127.0.0.1", rendezvous="127.0.0.1:20000"):
+    return launch_record(
+        wanted, folder=FOLDER, python="/py", address=address, rendezvous=rendezvous, environment=environment or {}
+    )
+
+
+def rank_environments(launch):
+    return [launch["env"] | rank["env"] for rank in launch["ranks"]]
+
+
+def test_the_variables_of_a_gang_are_those_of_torchrun():
+    wanted = assignment(members=3, member=1, ranks=2, cpu_cores=6.0, epoch=4, env={"LR": "0.1"})
+    first, second = rank_environments(record(wanted, rendezvous="10.0.0.7:20123"))
+    assert first == {
+        "RANK": "2",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "6",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "1",
+        "GROUP_WORLD_SIZE": "3",
+        "ROLE_RANK": "2",
+        "ROLE_WORLD_SIZE": "6",
+        "ROLE_NAME": "default",
+        "MASTER_ADDR": "10.0.0.7",
+        "MASTER_PORT": "20123",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_RUN_ID": "a1",
+        "OMP_NUM_THREADS": "3",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ERGON_JOB_ID": "job-of-a1",
+        "ERGON_ATTEMPT": "a1",
+        "ERGON_EPOCH": "4",
+        "ERGON_PROGRESS": "/state/attempts/a1/rank-2.progress",
+        "LR": "0.1",
+    }
+    assert {name for name in first if first[name] != second[name]} == {
+        "RANK",
+        "LOCAL_RANK",
+        "ROLE_RANK",
+        "ERGON_PROGRESS",
+    }
+    assert (second["RANK"], second["LOCAL_RANK"], second["ROLE_RANK"]) == ("3", "1", "3")
+
+
+def test_a_user_cannot_pass_for_another_gang():
+    claims = {
+        "RANK": "9",
+        "WORLD_SIZE": "9",
+        "MASTER_ADDR": "evil",
+        "ERGON_ATTEMPT": "b",
+        "CUDA_VISIBLE_DEVICES": "GPU-b",
+    }
+    [environment] = rank_environments(record(assignment(env=claims)))
+    assert not set(claims.items()) & set(environment.items())
+
+
+def test_the_agents_own_environment_is_scrubbed():
+    own = {
+        "PATH": "/bin",
+        "HOME": "/root",
+        "LC_ALL": "C",
+        "NCCL_DEBUG": "INFO",
+        "SSL_CERT_FILE": "/ca.pem",
+        "ERGON_TOKEN": "secret",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "PYTHONPATH": "/ours",
+    }
+    [environment] = rank_environments(record(assignment(), own))
+    assert own.items() & environment.items() == {
+        ("PATH", "/bin"),
+        ("HOME", "/root"),
+        ("LC_ALL", "C"),
+        ("NCCL_DEBUG", "INFO"),
+        ("SSL_CERT_FILE", "/ca.pem"),
+    }
+    assert not {"ERGON_TOKEN", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH"} & set(environment)
+
+
+@pytest.mark.parametrize(
+    ("own", "users", "expected"),
+    [
+        ({}, {}, ("2", "lo")),
+        ({"GLOO_SOCKET_IFNAME": "ib0"}, {}, ("2", "ib0")),
+        ({"GLOO_SOCKET_IFNAME": "ib0"}, {"GLOO_SOCKET_IFNAME": "eth7", "OMP_NUM_THREADS": "1"}, ("1", "eth7")),
+    ],
+)
+def test_user_over_operator_over_default(own, users, expected):
+    [environment] = rank_environments(record(assignment(cpu_cores=2.0, env=users), own))
+    assert (environment["OMP_NUM_THREADS"], environment["GLOO_SOCKET_IFNAME"]) == expected
+
+
+@pytest.mark.parametrize(("cores", "ranks", "threads"), [(1.0, 1, "1"), (0.5, 1, "1"), (7.0, 2, "3"), (2.0, 4, "1")])
+def test_threads_share_the_cores(cores, ranks, threads):
+    launch = record(assignment(cpu_cores=cores, ranks=ranks))
+    assert launch["env"]["OMP_NUM_THREADS"] == threads
+
+
+def test_an_address_of_no_interface_leaves_the_choice_to_gloo():
+    assert "GLOO_SOCKET_IFNAME" not in record(assignment(), address="192.0.2.1")["env"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible"),
+    [
+        ([cpu_slot(0)], ""),
+        ([gpu("GPU-b", 3), gpu("GPU-a", 1)], "GPU-a,GPU-b"),
+        ([gpu("GPU-a", 0), cpu_slot(1)], "GPU-a"),
+    ],
+)
+def test_ranks_see_the_granted_accelerators_only(devices, visible):
+    assert record(assignment(devices=devices))["env"]["CUDA_VISIBLE_DEVICES"] == visible
+
+
+def test_a_recipe_becomes_a_module_call():
+    options = {"lr": 0.1, "epochs": 20, "amp": True, "name": "a b", "deep": False}
+    wanted = assignment(command=None, recipe=Recipe(name="digits-mlp", options=options))
+    assert record(wanted)["argv"] == [
+        *["/py", "-P", "-m", "training", "digits-mlp"],
+        *["amp=true", "deep=false", "epochs=20", "lr=0.1", "name=a b"],
+    ]
+
+
+def test_a_command_stays_as_it_is():
+    assert record(assignment(command=["python", "-c", "print($HOME)"]))["argv"] == ["python", "-c", "print($HOME)"]
+
+
+def test_an_ipv6_rendezvous_loses_its_brackets():
+    environment = record(assignment(members=2), rendezvous="[fd00::1]:20001")["env"]
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("fd00::1", "20001")

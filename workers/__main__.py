@@ -1,0 +1,132 @@
+"""`python -P -m workers`: the agent of this node."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import TypeAdapter, ValidationError
+
+from protocol.base import Name
+from protocol.environment import unknown_variables
+from workers.agent import Agent, Settings
+from workers.exchange import EXIT_REFUSED, Exchange, Refused
+from workers.inventory import parse_slots, take_inventory
+from workers.journal import Journal, StateFolderTaken
+from workers.nvml import list_gpus
+from workers.rendezvous import local_address_towards
+
+log = logging.getLogger("workers")
+
+
+class BadArgument(ValueError):
+    """A setting cannot be used. The message names it and the remedy."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the agent. Returns 0 when it was told to leave, 2 for a setting or token that cannot be used, 3 when another
+    agent has taken its node, 1 for a bug."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    options = _parser().parse_args(arguments)
+    try:
+        return _agent(options).run()
+    except (BadArgument, StateFolderTaken) as error:
+        log.error("%s", error)
+        return EXIT_REFUSED
+    except Refused as refused:
+        log.error("%s", refused)
+        return refused.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -P -m workers", description="The agent of one node.")
+    parser.add_argument("--server", required=True, help="address of the service, such as http://127.0.0.1:8765")
+    parser.add_argument("--name", required=True, help="name of this node")
+    parser.add_argument("--token-file", required=True, type=Path, help="file with the node's token")
+    parser.add_argument("--state-dir", required=True, type=Path, help="folder for what must survive a restart")
+    parser.add_argument(
+        "--cpu-slots",
+        help="CPU slots to offer: a count (4), a range (0-3) or numbers (0,2); 0 for none; "
+        "every core unless there is a GPU",
+    )
+    parser.add_argument("--address", help="where other nodes reach this one; the address that reaches the service")
+    parser.add_argument("--memory", type=int, help="main memory to offer in bytes; all, or the share of the CPU slots")
+    parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="a label; may be repeated")
+    parser.add_argument("--sample-every", type=float, default=5.0, help="seconds between two measurements (5)")
+    parser.add_argument(
+        "--stop-attempts-on-exit",
+        action="store_true",
+        help="stop what runs when the agent is told to leave; without it, it goes on until the lease ends",
+    )
+    return parser
+
+
+def _agent(options: argparse.Namespace) -> Agent:
+    if complaints := unknown_variables(os.environ):
+        raise BadArgument("; ".join(complaints))
+    _check_name("--name", options.name)
+    server = urlsplit(options.server)
+    if server.scheme not in ("http", "https") or not server.hostname:
+        raise BadArgument(f"--server {options.server!r} is no address; write it like http://127.0.0.1:8765")
+    if options.memory is not None and options.memory <= 0:
+        raise BadArgument("--memory must be a positive number of bytes")
+    if not 0.1 <= options.sample_every <= 3600:
+        raise BadArgument("--sample-every must be from 0.1 to 3600 seconds")
+    token = _token(options.token_file)
+    gpus = list_gpus()
+    try:
+        slots = None if options.cpu_slots is None else parse_slots(options.cpu_slots)
+    except ValueError as error:
+        raise BadArgument(f"--cpu-slots: {error}") from error
+    if slots == [] and not gpus:
+        raise BadArgument("this node would offer nothing: there is no GPU and --cpu-slots names no slot")
+    try:
+        report = take_inventory(
+            address=options.address or local_address_towards(server.hostname, server.port or 80),
+            gpus=gpus,
+            slots=slots,
+            memory_bytes=options.memory,
+            labels=dict(_label(text) for text in options.label),
+        )
+        journal = Journal(options.state_dir)
+    except ValidationError as error:
+        raise BadArgument(f"the inventory of this node cannot be used: {error}") from error
+    except OSError as error:
+        raise BadArgument(f"{error}; name an --address and a --state-dir this node can use") from error
+    settings = Settings(
+        name=options.name, sample_s=options.sample_every, stop_attempts_on_exit=options.stop_attempts_on_exit
+    )
+    return Agent(settings=settings, exchange=Exchange(options.server, token), journal=journal, report=report)
+
+
+def _token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadArgument(f"--token-file {path} cannot be read: {error}") from error
+    if not token.isascii() or not token.isprintable() or not token:
+        raise BadArgument(f"--token-file {path} holds no token")
+    return token
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise BadArgument(f"--label {text!r} has no value; write KEY=VALUE")
+    _check_name("--label", key)
+    return key, value
+
+
+def _check_name(option: str, value: str) -> None:
+    try:
+        TypeAdapter(Name).validate_python(value)
+    except ValidationError as error:
+        raise BadArgument(f"{option} {value!r}: {error.errors()[0]['msg']}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

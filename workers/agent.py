@@ -1,0 +1,336 @@
+"""The agent: hears what its node should hold, makes it so, and tells what it sees.
+
+One thread acts and calls the service; another parks in the long poll and rings a bell. Supervisors ring the same bell.
+"""
+
+import json
+import logging
+import os
+import random
+import select
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from protocol.nodes import NodeReport
+from protocol.sync import Assignment, MemberReport, RegisterResponse, SyncRequest, SyncResponse
+from protocol.version import PROTOCOL_VERSION
+from workers import files
+from workers.exchange import EXIT_REFUSED, Backoff, Doorbell, Exchange, Refused, Unavailable
+from workers.inventory import offers_whole_machine
+from workers.journal import Journal
+from workers.launch import launch_record
+from workers.logs import Shipper
+from workers.meter import CpuClock, Meter, Rapl, Reading
+from workers.reconcile import (
+    Action,
+    ChooseRendezvous,
+    ClearUnknown,
+    ForgetRun,
+    KillSupervisor,
+    Lease,
+    Phase,
+    Run,
+    SettleRun,
+    StartRun,
+    Stop,
+    StopRun,
+    lease_from,
+    observe,
+    reconcile,
+)
+from workers.rendezvous import LOOPBACK, NoFreePort, choose_port, join_address
+from workers.runs import Runs, sweep
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.2
+"""How often output is looked for, and at most sent, while something runs."""
+FAREWELL_S = 5.0
+"""How long an agent that stopped everything tries to say so before it leaves anyway."""
+MAX_READINGS = 10_000
+MAX_CLEARED = 10_000
+
+
+def now_s() -> float:
+    """Seconds since boot, those asleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the command line says about one agent."""
+
+    name: str
+    sample_s: float
+    stop_attempts_on_exit: bool
+
+
+class Agent:
+    """One node's agent, from registration to exit."""
+
+    def __init__(self, *, settings: Settings, exchange: Exchange, journal: Journal, report: NodeReport) -> None:
+        self._settings = settings
+        self._exchange = exchange
+        self._journal = journal
+        self._report = report
+        self._chance = random.Random()
+        self._backoff = Backoff(self._chance)
+        self._bell = os.open(journal.bell, os.O_RDWR | os.O_NONBLOCK)
+        self._runs = Runs(journal, report.boot_id)
+        self._shipper = Shipper()
+        self._meter = Meter(
+            every_s=settings.sample_s,
+            gpus=[device.id for device in report.devices if device.kind != "cpu"],
+            rapl=Rapl() if offers_whole_machine(report) else None,
+            clock=CpuClock(self._runs.cpu_totals()),
+            now_s=now_s(),
+        )
+        self._readings: deque[Reading] = deque(maxlen=MAX_READINGS)
+        self._assignments: Sequence[Assignment] | None = None
+        self._rendezvous: dict[str, str] = {}
+        self._cleared: dict[str, str] = {}
+        self._lease: Lease | None = None
+        self._lease_s = 0.0
+        self._told: list[MemberReport] = []
+        self._renewed_s = float("-inf")
+        self._sent_s = float("-inf")
+        self._retry_s = float("-inf")
+        self._closing = False
+        self._farewell_s = float("inf")
+
+    def run(self) -> int:
+        """Serve until told to leave. Returns the exit code 0.
+
+        Raises:
+            Refused: the service will not have this agent.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        registration = self._register()
+        if registration is None:
+            return 0
+        self._lease_s = registration.lease_s
+        self._doorbell = Doorbell(self._exchange, registration.incarnation, self._ring, self._chance)
+        self._doorbell.start()
+        sys.stdout.write(json.dumps({"ready": "agent", "node": registration.node}) + "\n")
+        sys.stdout.flush()
+        while True:
+            runs = self._act()
+            self._measure()
+            if self._closing and self._may_leave(runs):
+                return 0
+            changed = self._sync(runs, registration.incarnation)
+            if self._doorbell.refused:
+                raise self._doorbell.refused
+            if not changed:
+                self._wait(self._next_s(runs) - now_s())
+
+    # -- joining and leaving
+
+    def _register(self) -> RegisterResponse | None:
+        """Present this node, trying until the service answers. None if told to leave before."""
+        while not self._closing:
+            answer = self._exchange.register(self._report)
+            if isinstance(answer, RegisterResponse):
+                if answer.node != self._settings.name:
+                    raise Refused(
+                        EXIT_REFUSED,
+                        f"the token belongs to node {answer.node!r}, not {self._settings.name!r}; "
+                        "check --name and --token-file",
+                    )
+                self._backoff.reset()
+                log.info("registered as %s, incarnation %d", answer.node, answer.incarnation)
+                return answer
+            delay_s = self._backoff.next_delay_s(answer)
+            log.warning("cannot register, next try in %.1f s: %s", delay_s, answer.message)
+            until_s = now_s() + delay_s
+            while not self._closing and now_s() < until_s:
+                self._wait(until_s - now_s())
+        return None
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._closing = True
+        self._ring()
+
+    def _may_leave(self, runs: Mapping[str, Run]) -> bool:
+        """Attempts go on without an agent, unless it was started with --stop-attempts-on-exit."""
+        if not self._settings.stop_attempts_on_exit:
+            return True
+        if any(run.phase is not Phase.ENDED for run in runs.values()):
+            return False
+        self._farewell_s = min(self._farewell_s, now_s() + FAREWELL_S)
+        told = self._observe(runs) == self._told and all(run.shipped for run in runs.values())
+        return told or now_s() >= self._farewell_s
+
+    # -- acting
+
+    def _act(self) -> dict[str, Run]:
+        """Bring the node nearer to what it should hold; say what it holds now."""
+        actions = reconcile(
+            self._assignments,
+            self._look(),
+            rendezvous=self._rendezvous,
+            cleared=self._cleared,
+            lease=self._lease,
+            now_s=now_s(),
+            closing=self._closing and self._settings.stop_attempts_on_exit,
+        )
+        for action in actions:
+            self._perform(action)
+        return self._look()
+
+    def _look(self) -> dict[str, Run]:
+        """Every run; whether an ended one is shipped is looked up, of others it does not matter yet."""
+        return {
+            attempt: replace(run, shipped=run.exit is not None and self._shipper.is_shipped(attempt))
+            for attempt, run in self._runs.refresh().items()
+        }
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case StartRun(assignment=assignment):
+                self._start(assignment)
+            case StopRun(attempt=attempt, reason=reason, grace_s=grace_s, message=message):
+                self._runs.stop(attempt, Stop(at_s=now_s(), grace_s=grace_s, reason=reason), message)
+            case KillSupervisor(attempt=attempt):
+                self._runs.kill_supervisor(attempt)
+            case SettleRun(attempt=attempt):
+                self._runs.settle(attempt)
+            case ForgetRun(attempt=attempt):
+                self._meter.clock.close(attempt, self._runs.cpu_totals()[attempt])
+                self._shipper.drop(attempt)
+                self._runs.forget(attempt)
+                self._clear(attempt, "the node ran it and has forgotten it since")
+            case ClearUnknown(attempt=attempt):
+                if sweep(attempt):
+                    self._clear(attempt, "the node has no record of it")
+            case ChooseRendezvous(attempt=attempt):
+                self._choose_rendezvous(attempt)
+
+    def _start(self, assignment: Assignment) -> None:
+        attempt = assignment.attempt
+        address = self._report.address if assignment.members > 1 else LOOPBACK
+        try:
+            rendezvous = assignment.rendezvous or join_address(address, self._free_port(attempt))
+            launch = launch_record(
+                assignment,
+                folder=self._journal.attempt_folder(attempt),
+                python=sys.executable,
+                address=address,
+                rendezvous=rendezvous,
+                environment=os.environ,
+            )
+            self._runs.start(attempt, launch)
+        except (OSError, NoFreePort) as error:
+            log.error("cannot start attempt %s: %s", attempt, error)
+            self._clear(attempt, f"the node could not start it: {error}")
+
+    def _choose_rendezvous(self, attempt: str) -> None:
+        try:
+            self._rendezvous[attempt] = join_address(self._report.address, self._free_port(attempt))
+        except NoFreePort as error:
+            log.error("cannot start attempt %s: %s", attempt, error)
+            self._clear(attempt, f"the node could not start it: {error}")
+
+    def _free_port(self, attempt: str) -> int:
+        offered = {int(address.rpartition(":")[2]) for address in self._rendezvous.values()}
+        return choose_port(attempt, offered | self._runs.promised_ports())
+
+    def _clear(self, attempt: str, why: str) -> None:
+        """Nothing of the attempt is here and nothing of it will be. The oldest such notes are dropped in the end."""
+        self._cleared[attempt] = why
+        while len(self._cleared) > MAX_CLEARED:
+            del self._cleared[next(iter(self._cleared))]
+
+    # -- telling
+
+    def _measure(self) -> None:
+        if now_s() >= self._meter.next_s():
+            self._readings.extend(self._meter.read(self._runs.cpu_totals(), now_s()))
+
+    def _observe(self, runs: Mapping[str, Run]) -> list[MemberReport]:
+        return observe(self._assignments or (), runs, rendezvous=self._rendezvous, cleared=self._cleared)
+
+    def _sync(self, runs: Mapping[str, Run], incarnation: int) -> bool:
+        """Call the service if there is something to tell or to hear. True if that may have changed what to do."""
+        sent_s = now_s()
+        if sent_s < self._retry_s:
+            return False
+        reports = self._observe(runs)
+        ending = any(run.exit is not None and not run.shipped for run in runs.values())
+        hurry = ending or reports != self._told
+        chunks = self._shipper.collect() if hurry or sent_s >= self._sent_s + TICK_S else []
+        rang = self._doorbell.rang.is_set()
+        if not (rang or chunks or self._readings or reports != self._told or sent_s >= self._renew_s()):
+            return False
+        self._doorbell.rang.clear()
+        self._sent_s = sent_s
+        readings = list(self._readings)
+        request = SyncRequest(
+            protocol=PROTOCOL_VERSION,
+            incarnation=incarnation,
+            members=reports,
+            chunks=chunks,
+            samples=[reading.aged(sent_s) for reading in readings],
+        )
+        answer = self._exchange.sync(request)
+        if isinstance(answer, Unavailable):
+            delay_s = self._backoff.next_delay_s(answer, most_s=max(0.2, self._lease_s / 8))
+            self._retry_s = now_s() + delay_s
+            if rang:
+                self._doorbell.rang.set()
+            log.warning("the service does not answer, next try in %.1f s: %s", delay_s, answer.message)
+            return False
+        self._backoff.reset()
+        for _reading in readings:
+            self._readings.popleft()
+        self._told = reports
+        self._take_in(answer, sent_s)
+        return True
+
+    def _take_in(self, answer: SyncResponse, sent_s: float) -> None:
+        self._renewed_s = sent_s
+        self._lease_s = answer.lease_s
+        self._lease = lease_from(sent_s, answer.lease_s)
+        self._journal.write_lease(self._lease)
+        self._assignments = answer.assignments
+        listed = {assignment.attempt for assignment in answer.assignments}
+        self._rendezvous = {attempt: address for attempt, address in self._rendezvous.items() if attempt in listed}
+        held = self._runs.held()
+        for assignment in answer.assignments:
+            if assignment.attempt in held:
+                self._follow(assignment)
+        self._doorbell.tell(answer.version)
+
+    def _follow(self, assignment: Assignment) -> None:
+        attempt = assignment.attempt
+        self._shipper.follow(attempt, self._runs.folder(attempt), self._runs.ranks(attempt), assignment.offsets)
+
+    # -- waiting
+
+    def _renew_s(self) -> float:
+        return self._renewed_s + self._lease_s / 4
+
+    def _next_s(self, runs: Mapping[str, Run]) -> float:
+        """When to look again although no bell rang."""
+        now = now_s()
+        next_s = min(self._meter.next_s(), max(self._renew_s(), self._retry_s), self._farewell_s)
+        if self._retry_s > now:
+            next_s = min(next_s, self._retry_s)
+        if any(run.phase is not Phase.ENDED or not run.shipped for run in runs.values()):
+            next_s = min(next_s, now + TICK_S)
+        return next_s
+
+    def _ring(self) -> None:
+        files.ring(str(self._journal.bell))
+
+    def _wait(self, seconds: float) -> None:
+        """Until the bell rings, or `seconds` have passed."""
+        waiting = select.poll()
+        waiting.register(self._bell, select.POLLIN)
+        if waiting.poll(max(0.0, seconds) * 1000):
+            os.read(self._bell, 4096)

@@ -1,0 +1,123 @@
+"""From an assignment to a launch record: program, environment of every rank, limits.
+
+The environment is the one `torchrun` gives, so that any script written for it runs unchanged (the variables are listed
+in PyTorch's documentation of torchrun, section "Environment Variables").
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from protocol.jobs import Recipe
+from protocol.sync import Assignment, DeviceGrant
+from workers.rendezvous import interface_of, split_address
+
+STREAM_CAP_BYTES = 64 * 1024 * 1024
+
+KEPT_NAMES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"})
+KEPT_PREFIXES = ("LC_", "GLOO_", "NCCL_", "SSL_CERT_")
+
+
+def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of the agent's own environment the ranks get to see: no token, no setting of ours."""
+    return {name: value for name, value in environment.items() if name in KEPT_NAMES or name.startswith(KEPT_PREFIXES)}
+
+
+def launch_record(
+    assignment: Assignment,
+    *,
+    folder: Path,
+    python: str,
+    address: str,
+    rendezvous: str,
+    environment: Mapping[str, str],
+) -> dict:
+    """What the supervisor is told, apart from the node's own paths.
+
+    Args:
+        folder: the attempt's folder, where the ranks' progress files go.
+        python: the interpreter that runs recipes.
+        address: this node's own address, for the interface that gloo uses.
+        rendezvous: `address:port` where rank 0 listens.
+        environment: the agent's own environment.
+    """
+    return {
+        "attempt": assignment.attempt,
+        "epoch": assignment.epoch,
+        "argv": command_line(assignment, python),
+        "env": gang_environment(assignment, address=address, rendezvous=rendezvous, environment=environment),
+        "ranks": [rank_record(assignment, local_rank, folder) for local_rank in range(assignment.ranks)],
+        "time_limit_s": assignment.time_limit_s,
+        "stop_grace_s": assignment.stop_grace_s,
+        "cap_bytes": STREAM_CAP_BYTES,
+    }
+
+
+def command_line(assignment: Assignment, python: str) -> list[str]:
+    """Program and arguments of every rank."""
+    if assignment.recipe is not None:
+        return [python, "-P", "-m", "training", *recipe_arguments(assignment.recipe)]
+    assert assignment.command, "the service grants no job without a program"
+    return assignment.command
+
+
+def recipe_arguments(recipe: Recipe) -> list[str]:
+    """The recipe's name, then `key=value` by key. Values as in JSON, except that text stands as it is."""
+    options = (
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in sorted(recipe.options.items())
+    )
+    return [recipe.name, *options]
+
+
+def gang_environment(
+    assignment: Assignment, *, address: str, rendezvous: str, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """The variables that all ranks of this member share.
+
+    The user's own come over defaults and under everything that identifies the gang: a job cannot pass for another.
+    """
+    defaults = {"OMP_NUM_THREADS": str(max(1, int(assignment.cpu_cores / assignment.ranks)))}
+    interface = interface_of(address)
+    if interface is not None:
+        defaults["GLOO_SOCKET_IFNAME"] = interface
+    master_address, master_port = split_address(rendezvous)
+    world_size = assignment.members * assignment.ranks
+    identity = {
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(assignment.ranks),
+        "GROUP_RANK": str(assignment.member),
+        "GROUP_WORLD_SIZE": str(assignment.members),
+        "ROLE_NAME": "default",
+        "ROLE_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": master_address,
+        "MASTER_PORT": str(master_port),
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_RUN_ID": assignment.attempt,
+        "CUDA_VISIBLE_DEVICES": ",".join(visible_devices(assignment.devices)),
+        "ERGON_JOB_ID": assignment.job,
+        "ERGON_ATTEMPT": assignment.attempt,
+        "ERGON_EPOCH": str(assignment.epoch),
+    }
+    return defaults | kept_environment(environment) | assignment.env | identity
+
+
+def visible_devices(devices: list[DeviceGrant]) -> list[str]:
+    """UUIDs of the granted accelerators in the driver's order. None for CPU slots: such a job sees no accelerator."""
+    accelerators = (device for device in devices if device.kind != "cpu")
+    return [device.id for device in sorted(accelerators, key=lambda device: device.index)]
+
+
+def rank_record(assignment: Assignment, local_rank: int, folder: Path) -> dict:
+    """Number and own variables of one rank."""
+    rank = assignment.member * assignment.ranks + local_rank
+    return {
+        "rank": rank,
+        "env": {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(local_rank),
+            "ROLE_RANK": str(rank),
+            "ERGON_PROGRESS": str(folder / f"rank-{rank}.progress"),
+        },
+    }

@@ -1,0 +1,254 @@
+"""What this node runs: starting supervisors, watching and stopping them, and settling what they leave.
+
+The journal says what was started, `/proc` says what still lives. A supervisor is known by its number and start time,
+so that another process that gets the number is never taken for it.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import workers
+from protocol.states import EndReason
+from workers import files, procfs
+from workers.journal import Journal
+from workers.launch import kept_environment
+from workers.reconcile import Exit, Phase, Run, Stop
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(workers.__file__).resolve().parent.parent
+SUPERVISOR = f"import sys; sys.path.append({str(ROOT)!r}); from workers import supervisor; supervisor.main(sys.argv[1])"
+"""Runs isolated and without site packages (-I -S): it starts in 20 ms, and nothing of a user's comes in between."""
+
+SWEEP_S = 1.0
+"""How long one try waits for killed processes to be gone, in s."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Held:
+    """What is known of one attempt so far. Records appear and are complete; they never change, but for `exit`."""
+
+    folder: Path
+    launch: dict
+    child: subprocess.Popen[bytes] | None = None
+    claim: dict | None = None
+    started: bool = False
+    stop: Stop | None = None
+    exit: Exit | None = None
+
+
+class Runs:
+    """The runs of this node, adopted from the journal when the agent starts."""
+
+    def __init__(self, journal: Journal, boot_id: str) -> None:
+        self._journal = journal
+        self._boot_id = boot_id
+        self._held: dict[str, _Held] = {}
+        for attempt in journal.attempts():
+            folder = journal.attempt_folder(attempt)
+            launch = files.read_record(str(folder / "launch.json"))
+            assert launch is not None, f"{folder} has no launch record although it is in place"
+            self._held[attempt] = _Held(folder=folder, launch=launch, stop=_stop_in(folder))
+            log.info("found attempt %s in the state folder", attempt)
+
+    def refresh(self) -> dict[str, Run]:
+        """Look at the records and at `/proc`, and say where every run stands."""
+        return {attempt: self._look(attempt, held) for attempt, held in self._held.items()}
+
+    def held(self) -> set[str]:
+        """Attempts with a record here."""
+        return set(self._held)
+
+    def folder(self, attempt: str) -> Path:
+        return self._held[attempt].folder
+
+    def ranks(self, attempt: str) -> list[int]:
+        """The numbers of the ranks this node runs of the attempt."""
+        return [rank["rank"] for rank in self._held[attempt].launch["ranks"]]
+
+    def cpu_totals(self) -> dict[str, float]:
+        """CPU time in s that all processes of each attempt used since its start."""
+        table = procfs.read_processes() if any(held.exit is None for held in self._held.values()) else {}
+        return {attempt: self._cpu_total(held, table) for attempt, held in self._held.items()}
+
+    def promised_ports(self) -> set[int]:
+        """Rendezvous ports of runs that are not over: their rank 0 may not listen yet."""
+        return {int(held.launch["env"]["MASTER_PORT"]) for held in self._held.values() if held.exit is None}
+
+    def start(self, attempt: str, launch: dict) -> None:
+        """Write the launch record, then start the supervisor. Never twice for one attempt.
+
+        Raises:
+            workers.journal.StartedBefore: it has a launch record.
+            OSError: the launch record cannot be written; nothing was started.
+        """
+        folder = self._journal.attempt_folder(attempt)
+        paths = {"bell": str(self._journal.bell), "lease": str(self._journal.lease), "boot_id": self._boot_id}
+        launch = launch | paths
+        self._journal.create(attempt, launch)
+        held = _Held(folder=folder, launch=launch)
+        self._held[attempt] = held
+        with open(folder / "supervisor.log", "w") as output:
+            try:
+                held.child = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", SUPERVISOR, str(folder)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd="/",
+                    env=kept_environment(os.environ),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                output.write(f"cannot start a process: {error.strerror}\n")  # a lost run, to be settled
+        log.info("started attempt %s: %s", attempt, launch["argv"][0])
+
+    def stop(self, attempt: str, stop: Stop, message: str) -> None:
+        """Ask the supervisor to stop its ranks. One that has not claimed its run yet finds the record when it does."""
+        held = self._held[attempt]
+        self._journal.write_stop(attempt, stop, message)
+        held.stop = stop
+        log.info("stopping attempt %s: %s", attempt, message or stop.reason.value)
+        self._signal(held, signal.SIGTERM)
+        self._signal(held, signal.SIGCONT)
+
+    def kill_supervisor(self, attempt: str) -> None:
+        """Kill a supervisor that does not stop. Its ranks are left to `settle`."""
+        log.warning("the supervisor of attempt %s did not stop in time and is killed", attempt)
+        held = self._held[attempt]
+        if held.child is not None:
+            held.child.kill()
+        self._signal(held, signal.SIGKILL)
+
+    def settle(self, attempt: str) -> None:
+        """Kill what a lost supervisor left, and write the exit record in its place. May be repeated until clean."""
+        held = self._held[attempt]
+        if held.claim is None and not self._forbid_start(held):
+            return  # it lives after all, and will be seen at the next look
+        clean = sweep(attempt)
+        if held.exit is None:
+            reason = held.stop.reason if held.stop else EndReason.UNKNOWN_START
+            held.exit = Exit(reason=reason, message=self._why_lost(held), exit_code=None, clean=clean, cpu_s=0.0)
+        held.exit = replace(held.exit, clean=clean)
+        record = {
+            "reason": held.exit.reason.value,
+            "message": held.exit.message,
+            "exit_code": held.exit.exit_code,
+            "clean": clean,
+            "cpu_s": held.exit.cpu_s,
+        }
+        files.write_record(str(held.folder / "exit.json"), record)
+        log.warning("settled attempt %s: %s%s", attempt, held.exit.message, "" if clean else "; a process is left")
+
+    def forget(self, attempt: str) -> None:
+        """Delete everything of it."""
+        del self._held[attempt]
+        self._journal.delete(attempt)
+        log.info("forgot attempt %s", attempt)
+
+    def _look(self, attempt: str, held: _Held) -> Run:
+        alive = self._lives(held)
+        # Records are read after the process was looked at: one that ended in between has written all it ever will.
+        if held.claim is None:
+            held.claim = files.read_record(str(held.folder / "claim.json"))
+            alive = alive or self._lives(held)
+        if not held.started:
+            held.started = (held.folder / "started.json").exists()
+        if (held.exit is None or not held.exit.clean) and (record := files.read_record(str(held.folder / "exit.json"))):
+            held.exit = _exit_from(record)
+        return Run(
+            attempt=attempt,
+            epoch=held.launch["epoch"],
+            phase=_phase(held, alive=alive),
+            stop_grace_s=held.launch["stop_grace_s"],
+            stop=held.stop,
+            exit=held.exit,
+        )
+
+    @staticmethod
+    def _cpu_total(held: _Held, table: dict[int, procfs.Process]) -> float:
+        if held.exit is not None:
+            return held.exit.cpu_s
+        root = table.get(held.claim["pid"]) if held.claim is not None else None
+        if root is None or held.claim is None or root.start != held.claim["start"]:
+            return 0.0
+        return root.cpu_s + sum(process.cpu_s for process in procfs.descendants(root.pid, table))
+
+    def _lives(self, held: _Held) -> bool:
+        if held.child is not None and held.child.poll() is None:
+            return True
+        if held.claim is None or held.launch["boot_id"] != self._boot_id:
+            return False
+        return procfs.is_alive(held.claim["pid"], held.claim["start"])
+
+    def _signal(self, held: _Held, number: signal.Signals) -> None:
+        """Signal the supervisor if it has claimed its run: before that it has no handlers."""
+        claim = files.read_record(str(held.folder / "claim.json"))
+        if claim is not None and held.launch["boot_id"] == self._boot_id:
+            procfs.send_signal(claim["pid"], claim["start"], number)
+
+    @staticmethod
+    def _forbid_start(held: _Held) -> bool:
+        """Take the claim that a supervisor needs. False if one was faster."""
+        held.claim = {"pid": 0, "start": 0}
+        if files.create_record(str(held.folder / "claim.json"), held.claim):
+            return True
+        held.claim = None
+        return False
+
+    def _why_lost(self, held: _Held) -> str:
+        if held.launch["boot_id"] != self._boot_id:
+            return "the machine was restarted under it"
+        if held.started:
+            return "its supervisor was killed"
+        lines = b""
+        with contextlib.suppress(FileNotFoundError):
+            lines = (held.folder / "supervisor.log").read_bytes()[-1_000:].strip()
+        return f"its supervisor ended before it started a rank: {lines.decode(errors='replace') or 'it was killed'}"
+
+
+def sweep(attempt: str) -> bool:
+    """Kill every process that carries the attempt's mark in its environment. True if none is left."""
+    mark = f"ERGON_ATTEMPT={attempt}".encode()
+    give_up_s = time.monotonic() + SWEEP_S
+    while left := procfs.pids_with_variable(mark):
+        for pid in left:
+            process = procfs.read_process(pid)
+            if process is not None:
+                procfs.send_signal(pid, process.start, signal.SIGKILL)
+        if time.monotonic() > give_up_s:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _phase(held: _Held, *, alive: bool) -> Phase:
+    if held.exit is not None:
+        return Phase.ENDED if alive or held.exit.clean else Phase.LOST
+    if not alive:
+        return Phase.LOST
+    return Phase.RUNNING if held.started else Phase.STARTING
+
+
+def _stop_in(folder: Path) -> Stop | None:
+    record = files.read_record(str(folder / "stop.json"))
+    if record is None:
+        return None
+    return Stop(at_s=record["at_s"], grace_s=record["grace_s"], reason=EndReason(record["reason"]))
+
+
+def _exit_from(record: dict) -> Exit:
+    return Exit(
+        reason=EndReason(record["reason"]),
+        message=record["message"],
+        exit_code=record["exit_code"],
+        clean=record["clean"],
+        cpu_s=record["cpu_s"],
+    )

@@ -1,0 +1,356 @@
+"""The process that runs one member of an attempt, and outlives the agent that started it.
+
+It starts the ranks, keeps their output, watches the time limit and the lease, and ends only when no process of the
+member is left. Everything it is told and everything it finds out is a record in the attempt's folder:
+
+    launch.json    what to run; written by the agent before this process exists
+    claim.json     pid and start time of this process; without it, nothing was ever started
+    started.json   every rank runs
+    stop.json      the agent wants it stopped; SIGTERM says: look
+    exit.json      it is over
+
+Standard library only, and little of that (no `typing`, no `subprocess`): a rank waits for every import here.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import signal
+import time
+
+from workers import files, procfs
+
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+LONGEST_WAIT_S = 2.0
+"""The kernel's timers stand still while the machine sleeps, deadlines do not: look at the clock at least this often."""
+KILL_ROUND_S = 0.05
+UNCLEAN_AFTER_S = 10.0
+"""From the first SIGKILL until the end is reported although a process is left; looking for its end goes on."""
+READ_BYTES = 65_536
+
+
+def now_s() -> float:
+    """Seconds since boot, those asleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Ending:
+    """Why the member ends; `kill_at_s` is when patience with its ranks is over."""
+
+    def __init__(self, reason: str, message: str, kill_at_s: float, exit_code: int | None = None) -> None:
+        self.reason = reason
+        self.message = message
+        self.kill_at_s = kill_at_s
+        self.exit_code = exit_code
+
+
+class Stream:
+    """Moves the output of one rank from a pipe to a file. Past `cap` bytes or on a full disk it only counts."""
+
+    def __init__(self, pipe: int, path: str, cap: int) -> None:
+        self.pipe = pipe
+        self.name = os.path.basename(path)
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.room = cap
+        self.cap = cap
+        self.dropped = 0
+        self.fault = ""
+
+    def pump(self) -> bool:
+        """Move what is there, READ_BYTES at most. False once every process has closed its end of the pipe.
+
+        Raises:
+            BlockingIOError: nothing is there now.
+        """
+        data = os.read(self.pipe, READ_BYTES)
+        kept = 0 if self.dropped else min(len(data), self.room)
+        if kept:
+            kept = self._write(data[:kept])
+        self.room -= kept
+        self.dropped += len(data) - kept
+        return bool(data)
+
+    def close(self) -> None:
+        if self.dropped:
+            why = self.fault or f"the limit is {self.cap} bytes a stream"
+            self._write(f"\n[ergon] {self.dropped} bytes of {self.name} were dropped here: {why}\n".encode())
+        os.close(self.pipe)
+        os.close(self.file)
+
+    def _write(self, data: bytes) -> int:
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self.file, data[written:])
+        except OSError as error:
+            self.fault = os.strerror(error.errno or 0)
+        return written
+
+
+class StartError(Exception):
+    """A rank could not be started. The message names the program and the remedy."""
+
+
+def find_program(name: str, path: str) -> str:
+    """The file that `name` means, looked up along `path` as a shell does.
+
+    Raises:
+        StartError: there is none.
+    """
+    if "/" in name:
+        return name
+    for folder in path.split(os.pathsep):
+        candidate = os.path.join(folder or ".", name)
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+    raise StartError(
+        f"there is no program `{name}` on the node's PATH ({path}); install it there or give its absolute path"
+    )
+
+
+def describe_start_error(program: str, error: OSError) -> str:
+    """What to do about an exec that failed."""
+    if error.errno == errno.ENOENT:
+        return f"`{program}` does not exist on the node, or the interpreter in its first line does not"
+    if error.errno == errno.EACCES:
+        return f"`{program}` may not be executed; give it the execute permission (chmod +x)"
+    if error.errno == errno.ENOEXEC:
+        return f"`{program}` is no program for this machine, or a script without a `#!` line; name its interpreter"
+    return f"`{program}` could not be started: {os.strerror(error.errno or 0)}"
+
+
+class Supervisor:
+    """One member of an attempt, from its claim to its exit record."""
+
+    def __init__(self, folder: str, launch: dict) -> None:
+        self.folder = folder
+        self.launch = launch
+        self.ranks: dict[int, int] = {}  # pid -> rank, while it runs
+        self.codes: dict[int, int] = {}  # rank -> exit code
+        self.failed: int | None = None  # the rank that failed first
+        self.streams: dict[int, Stream] = {}  # pipe -> stream
+        self.ending: Ending | None = None
+        self.started_s = now_s()
+        self.lease: dict = files.read_record(launch["lease"]) or {"fence_at_s": 0.0, "grace_s": 0.0}
+        self.poll = select.epoll()
+        self.bell, signal_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.poll.register(self.bell, select.EPOLLIN)
+        signal.set_wakeup_fd(signal_pipe, warn_on_full_buffer=False)
+        self.stop_asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def run(self) -> None:
+        """Start the ranks, wait for their end or a reason to end them, leave nothing behind, write the exit record."""
+        self.stop_asked = self.stop_asked or os.path.exists(self._path("stop.json"))
+        self._start_ranks()
+        while not self._is_over():
+            self._wait(self._next_deadline_s() - now_s())
+            self._reap()
+            self._decide()
+        clean = self._kill_all(UNCLEAN_AFTER_S)
+        self._close_streams()
+        self._write_exit(clean=clean)
+        if not clean:
+            self._kill_all(float("inf"))
+            self._write_exit(clean=True)
+
+    # -- starting
+
+    def _start_ranks(self) -> None:
+        self._decide()
+        if self.ending:
+            return
+        program = self.launch["argv"][0]
+        try:
+            program = find_program(program, self.launch["env"].get("PATH", os.defpath))
+            for rank in self.launch["ranks"]:
+                self._start_rank(program, rank["rank"], self.launch["env"] | rank["env"])
+        except StartError as error:
+            self._end("start_failed", str(error), grace_s=0)
+        except OSError as error:
+            self._end("start_failed", describe_start_error(program, error), grace_s=0)
+        else:
+            self.started_s = now_s()
+            files.write_record(self._path("started.json"), {"pids": list(self.ranks)}, durable=False)
+            files.ring(self.launch["bell"])
+
+    def _start_rank(self, program: str, rank: int, environment: dict[str, str]) -> None:
+        """Start one rank as the leader of a process group of its own."""
+        out, out_end = os.pipe2(os.O_CLOEXEC)
+        err, err_end = os.pipe2(os.O_CLOEXEC)
+        for pipe, name in ((out, "stdout"), (err, "stderr")):
+            os.set_blocking(pipe, False)
+            self.streams[pipe] = Stream(pipe, self._path(f"rank-{rank}.{name}"), self.launch["cap_bytes"])
+            self.poll.register(pipe, select.EPOLLIN)
+        try:
+            pid = os.posix_spawn(
+                program,
+                self.launch["argv"],
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, out_end, 1),
+                    (os.POSIX_SPAWN_DUP2, err_end, 2),
+                ],
+                setpgroup=0,
+                setsigmask=[],
+                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP],
+            )
+        finally:
+            os.close(out_end)
+            os.close(err_end)
+        self.ranks[pid] = rank
+
+    # -- watching
+
+    def _decide(self) -> None:
+        """See whether there is a reason to end. The first one stays; the end of the lease only cuts its patience."""
+        if self.ending:
+            if self._lease_is_over():
+                self.ending.kill_at_s = min(self.ending.kill_at_s, self._fence_at_s() + self.lease["grace_s"])
+            return
+        grace_s = self.launch["stop_grace_s"]
+        limit_s = self.launch["time_limit_s"]
+        if self.failed is not None:
+            code = self.codes[self.failed]
+            self._end("failed", describe_end(self.failed, code), grace_s, code)
+        elif self.codes and not self.ranks:
+            self._end("completed", "", grace_s, 0)
+        elif self.stop_asked:
+            stop = files.read_record(self._path("stop.json")) or {}
+            self._end(stop.get("reason", "cancelled"), stop.get("message", ""), stop.get("grace_s", grace_s))
+        elif limit_s is not None and now_s() >= self.started_s + limit_s:
+            self._end("time_limit", f"it ran for {limit_s:g} s, its time limit", grace_s)
+        elif self._lease_is_over():
+            self._end("fenced", "the lease was not renewed in time", min(grace_s, self.lease["grace_s"]))
+
+    def _end(self, reason: str, message: str, grace_s: float, exit_code: int | None = None) -> None:
+        """Ask the ranks that are left to end."""
+        self.ending = Ending(reason, message, now_s() + grace_s, exit_code)
+        for pid in self.ranks:
+            for number in (signal.SIGTERM, signal.SIGCONT):  # a rank that is stopped cannot react before it continues
+                try:
+                    os.killpg(pid, number)
+                except ProcessLookupError:
+                    break
+
+    def _lease_is_over(self) -> bool:
+        """The agent moves the end of the lease in its record; it is read again only when the known end has come."""
+        if now_s() < self._fence_at_s():
+            return False
+        self.lease = files.read_record(self.launch["lease"]) or self.lease
+        return now_s() >= self._fence_at_s()
+
+    def _fence_at_s(self) -> float:
+        return self.lease["fence_at_s"]
+
+    def _is_over(self) -> bool:
+        return self.ending is not None and (not self.ranks or now_s() >= self.ending.kill_at_s)
+
+    def _next_deadline_s(self) -> float:
+        fence_at_s = self._fence_at_s()
+        if self.ending:
+            return self.ending.kill_at_s if now_s() >= fence_at_s else min(self.ending.kill_at_s, fence_at_s)
+        limit_s = self.launch["time_limit_s"]
+        return fence_at_s if limit_s is None else min(fence_at_s, self.started_s + limit_s)
+
+    def _wait(self, seconds: float) -> None:
+        """Until a signal, output, or `seconds` have passed. Moves the output that is there."""
+        for pipe, _event in self.poll.poll(max(0.0, min(seconds, LONGEST_WAIT_S))):
+            if pipe == self.bell:
+                os.read(self.bell, 4096)
+            elif not self.streams[pipe].pump():
+                self.poll.unregister(pipe)
+
+    def _on_stop(self, _number: int, _frame: object) -> None:
+        self.stop_asked = True
+
+    def _reap(self) -> None:
+        """Take note of every child that ended, ranks and orphans of ranks alike."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            rank = self.ranks.pop(pid, None)
+            if rank is not None:
+                self.codes[rank] = os.waitstatus_to_exitcode(status)
+                if self.codes[rank] != 0 and self.failed is None:
+                    self.failed = rank
+
+    # -- ending
+
+    def _kill_all(self, patience_s: float) -> bool:
+        """Kill every process below this one until there is none. False if `patience_s` were not enough.
+
+        This process is the subreaper of everything it started: whatever a rank leaves behind, in whatever session,
+        stays below it.
+        """
+        give_up_s = now_s() + patience_s
+        while True:
+            left = procfs.descendants(os.getpid(), procfs.read_processes())
+            if not left:
+                return True
+            if now_s() >= give_up_s:
+                return False
+            for process in left:
+                procfs.send_signal(process.pid, process.start, signal.SIGKILL)
+            self._wait(KILL_ROUND_S)
+            self._reap()
+
+    def _close_streams(self) -> None:
+        """Nothing writes any more: move what the pipes still hold."""
+        for stream in self.streams.values():
+            with contextlib.suppress(BlockingIOError):
+                while stream.pump():
+                    pass
+            stream.close()
+        self.streams.clear()
+
+    def _write_exit(self, *, clean: bool) -> None:
+        assert self.ending is not None
+        used = os.times()
+        worst = next((code for _rank, code in sorted(self.codes.items()) if code != 0), 0 if self.codes else None)
+        record = {
+            "reason": self.ending.reason,
+            "message": self.ending.message,
+            "exit_code": worst if self.ending.exit_code is None else self.ending.exit_code,
+            "clean": clean,
+            "cpu_s": used.user + used.system + used.children_user + used.children_system,
+        }
+        files.write_record(self._path("exit.json"), record)
+        files.ring(self.launch["bell"])
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+
+def describe_end(rank: int, code: int) -> str:
+    """The end of a rank in words. `code` is negative for a signal."""
+    if code >= 0:
+        return f"rank {rank} exited with code {code}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
+    return f"rank {rank} was ended by {name}, which Ergon did not send{hint}"
+
+
+def main(folder: str) -> None:
+    """Run the member whose launch record lies in `folder`, an absolute path."""
+    launch = files.read_record(os.path.join(folder, "launch.json"))
+    assert launch is not None, "the agent writes it before it starts this process"
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    supervisor = Supervisor(folder, launch)
+    me = procfs.read_process(os.getpid())
+    assert me is not None
+    # Whoever creates the claim decides: this process to run, or an agent that lost track to never let it start.
+    if not files.create_record(os.path.join(folder, "claim.json"), {"pid": me.pid, "start": me.start}):
+        return
+    os.chdir(os.path.join(folder, "work"))
+    supervisor.run()
