@@ -1,0 +1,1 @@
+"""The `ergon` command: one file for each group of commands."""

@@ -1,0 +1,187 @@
+"""`ergon nodes`, `report` and `plans`: what an administrator looks at."""
+
+import itertools
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Annotated, cast
+
+import typer
+
+from ergon.cli.output import Json, line, local_time, note, table, write_json, write_json_lines
+from ergon.cli.units import parse_time, show_duration, show_size
+from ergon.client import Client
+from ergon.errors import ErgonError
+from protocol.cycles import CycleDetail
+from protocol.nodes import NodeView
+from protocol.reports import AllocationReport, PlanSummary
+
+NEWEST = 20
+
+
+def nodes(as_json: Json = False) -> None:
+    """List the nodes and how many of their devices are held."""
+    with Client() as client:
+        found = client.nodes()
+        if as_json:
+            write_json_lines(found)
+            return
+        rows = [_row(node) for node in found]
+    if not rows:
+        note("no nodes; a node joins when its agent starts (`ergon up` starts local ones)")
+        return
+    table(("NODE", "STATE", "DEVICES", ">HELD", ">CORES", ">MEMORY", ">BASE W", "LAST SEEN"), rows)
+
+
+def _row(node: NodeView) -> tuple[str, ...]:
+    kinds = Counter(device.kind for device in node.devices)
+    held = sum(device.job is not None for device in node.devices)
+    return (
+        node.name,
+        node.state,
+        " ".join(f"{count}x{kind}" for kind, count in sorted(kinds.items())) or "-",
+        f"{held}/{len(node.devices)}",
+        f"{node.cpu_cores:g}",
+        show_size(node.memory_bytes),
+        f"{node.base_w:.0f}",
+        f"{show_duration((datetime.now(UTC) - node.last_seen_at).total_seconds())} ago",
+    )
+
+
+def report(
+    start: Annotated[
+        datetime | None,
+        typer.Option(parser=parse_time, metavar="TIME", help="Such as 2031-05-01T12:00; 24 hours ago by default."),
+    ] = None,
+    end: Annotated[datetime | None, typer.Option(parser=parse_time, metavar="TIME", help="Now by default.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Who was allocated what, what stood idle, and the energy."""
+    if csv and as_json:
+        raise ErgonError("--csv and --json do not go together; give one of them")
+    with Client() as client:
+        if csv:
+            typer.echo(client.report_csv(start, end), nl=False)
+            return
+        answer = client.report(start, end)
+    if as_json:
+        write_json(answer)
+    else:
+        print_report(answer)
+
+
+def print_report(report: AllocationReport) -> None:
+    """The report as tables; hours are device-hours. A user's report has no nodes and no figures of the cluster."""
+    line(f"from {local_time(report.start)} to {local_time(report.end)}")
+    if report.nodes:
+        line()
+        table(
+            ("NODE", ">DEVICES", ">AVAILABLE h", ">ALLOCATED h", ">IDLE h", ">kWh", ">IDLE kWh", "QUALITY"),
+            [
+                (
+                    node.node,
+                    str(node.devices),
+                    _amount(node.available_device_hours),
+                    _amount(node.allocated_device_hours),
+                    _amount(node.idle_device_hours),
+                    _amount(node.energy_kwh),
+                    _amount(node.idle_energy_kwh),
+                    node.quality,
+                )
+                for node in report.nodes
+            ],
+        )
+    line()
+    table(
+        ("USER", ">JOBS", ">ALLOCATED h", ">kWh", "QUALITY"),
+        [
+            (user.user, str(user.jobs), _amount(user.allocated_device_hours), _amount(user.energy_kwh), user.quality)
+            for user in report.users
+        ],
+    )
+    line()
+    if report.total_energy_kwh is not None:
+        line(
+            f"idle {_amount(report.idle_device_hours)} device-hours and {_amount(report.idle_energy_kwh)} kWh; "
+            f"in all {_amount(report.total_energy_kwh)} kWh ({report.quality}), "
+            f"{_amount(report.facility_energy_kwh)} kWh with a PUE of {report.pue:g}"
+        )
+    _print_plans(report.plans)
+
+
+def _print_plans(plans: PlanSummary) -> None:
+    words = f"{plans.cycles} planning cycles, {plans.placements} placements"
+    if plans.gap_median is not None and plans.gap_max is not None:
+        words += f"; solver gap {plans.gap_median:.2%} in the median, {plans.gap_max:.2%} at most"
+    if plans.solve_s_median is not None and plans.solve_s_max is not None:
+        words += f"; solved in {plans.solve_s_median:.3f}s in the median, {plans.solve_s_max:.3f}s at most"
+    line(words)
+
+
+def _amount(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6f}" if 0 < value < 0.1 else f"{value:.3f}"
+
+
+def plans(
+    cycle_id: Annotated[int | None, typer.Argument(metavar="CYCLE", help="Show this one with its verdicts.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The planning cycles and how close to optimal each was."""
+    with Client() as client:
+        if cycle_id is not None:
+            detail = client.cycle(cycle_id)
+            if as_json:
+                write_json(detail)
+            else:
+                _print_cycle(detail)
+            return
+        found = list(itertools.islice(client.cycles(page_size=NEWEST), NEWEST))
+    if as_json:
+        write_json_lines(found)
+        return
+    if not found:
+        note("no cycle has planned anything yet")
+        return
+    table(
+        ("CYCLE", "AT", ">WEIGHED", ">PLACED", ">COMMITTED", ">OBJECTIVE J", ">GAP", "METHOD", "STATUS", ">SOLVE"),
+        [
+            (
+                str(cycle.id),
+                local_time(cycle.at),
+                str(cycle.pending),
+                str(cycle.placed),
+                str(cycle.committed),
+                f"{cycle.objective_j:.0f}",
+                f"{cycle.gap:.2%}",
+                cycle.method,
+                cycle.status,
+                f"{cycle.solve_s:.3f}s",
+            )
+            for cycle in found
+        ],
+    )
+
+
+def _print_cycle(cycle: CycleDetail) -> None:
+    line(f"cycle {cycle.id} at {local_time(cycle.at)}, term {cycle.term}")
+    line(f"{cycle.pending} jobs weighed, {cycle.placed} placed, {cycle.committed} committed")
+    line(
+        f"objective {cycle.objective_j:.0f} J, bound {cycle.bound_j:.0f} J, gap {cycle.gap:.2%} "
+        f"({cycle.method}, {cycle.status})"
+    )
+    line(f"snapshot {cycle.snapshot_s:.3f}s, solve {cycle.solve_s:.3f}s, commit {cycle.commit_s:.3f}s")
+    verdicts = _objects(cycle.plan.get("verdicts"))
+    if verdicts:
+        line()
+        table(("JOB", "OUTCOME", "WHY"), [_verdict_row(verdict) for verdict in verdicts])
+
+
+def _verdict_row(verdict: dict[str, object]) -> tuple[str, str, str]:
+    why = "; ".join(str(reason.get("message", "")) for reason in _objects(verdict.get("reasons")))
+    return str(verdict.get("job", "-")), str(verdict.get("outcome", "-")), why
+
+
+def _objects(value: object) -> list[dict[str, object]]:
+    return cast("list[dict[str, object]]", value) if isinstance(value, list) else []

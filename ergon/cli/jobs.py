@@ -1,0 +1,226 @@
+"""`ergon jobs`, `show`, `logs` and `cancel`."""
+
+import itertools
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from ergon.cli.chart import chart
+from ergon.cli.output import (
+    Json,
+    clean,
+    complain,
+    line,
+    local_time,
+    note,
+    table,
+    write_json,
+    write_json_lines,
+)
+from ergon.cli.units import show_duration, show_size
+from ergon.client import Client, Stream
+from ergon.errors import ErgonError
+from protocol.jobs import JobSpec, JobView, LogView, ProgressView
+from protocol.states import FINAL_JOB_STATES, JobState
+
+NEWEST = 20
+EVENTS_SHOWN = 10
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+
+
+def jobs(
+    state: Annotated[list[JobState] | None, typer.Option(help="Only jobs in this state; may repeat.")] = None,
+    user: Annotated[str | None, typer.Option(help="Only jobs of this user.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Only jobs of this queue.")] = None,
+    every: Annotated[bool, typer.Option("--all", help=f"Every job, not the newest {NEWEST} only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List jobs, newest first. A user sees own jobs, an administrator all."""
+    limit = None if every else NEWEST
+    with Client() as client:
+        found = client.jobs(states=state or (), user=user, queue=queue, page_size=None if every else NEWEST)
+        shown = itertools.islice(found, limit)
+        if as_json:
+            write_json_lines(shown)
+            return
+        rows = [_row(job) for job in shown]
+        if not rows:
+            note("no jobs")
+            return
+        table(("ID", "NAME", "USER", "STATE", "ASKS", "SUBMITTED", ">RAN", "PROGRESS"), rows)
+        if not every and next(found, None) is not None:
+            note("older jobs are not shown; `ergon jobs --all` lists every one")
+
+
+def _row(job: JobView) -> tuple[str, ...]:
+    spec = job.spec
+    asks = f"{spec.nodes}x{spec.devices_per_node} {'|'.join(spec.device_kinds) or 'any'}"
+    state = f"{job.state} (cancelling)" if job.cancel_requested and job.state not in FINAL_JOB_STATES else job.state
+    progress = describe_progress(job.progress) if job.progress else ""
+    return (job.id, spec.name, job.user, state, asks, local_time(job.submitted_at), _ran(job), progress)
+
+
+def _ran(job: JobView) -> str:
+    if job.started_at is None:
+        return "-"
+    return show_duration(((job.ended_at or datetime.now(UTC)) - job.started_at).total_seconds())
+
+
+def describe_progress(progress: ProgressView) -> str:
+    """Such as `epoch 3/20 step 120/800 loss 0.21`."""
+    words: list[str] = []
+    for what, done, total in (
+        ("epoch", progress.epoch, progress.total_epochs),
+        ("step", progress.step, progress.total_steps),
+    ):
+        if done is not None:
+            words.append(f"{what} {done}" + (f"/{total}" if total is not None else ""))
+    words += [f"{name} {value:.4g}" for name, value in sorted(progress.metrics.items())]
+    return " ".join(words)
+
+
+def show(job_id: JobId, as_json: Json = False) -> None:
+    """Everything about one job: what it asks for, where it runs, why it waits, how the loss falls."""
+    with Client() as client:
+        job = client.job(job_id)
+        if as_json:
+            write_json(job)
+            return
+        _describe(job)
+        events = list(client.events(job_id))
+        if events:
+            line("events" + (f" (the last {EVENTS_SHOWN})" if len(events) > EVENTS_SHOWN else ""))
+            for event in events[-EVENTS_SHOWN:]:
+                facts = " ".join(f"{key}={value}" for key, value in event.data.items() if value is not None)
+                line(f"  {local_time(event.at)}  {event.kind}  {facts}".rstrip())
+        curve = loss_curve(client, job)
+        if curve:
+            line("loss")
+            for row in curve:
+                line(row)
+
+
+def loss_curve(client: Client, job: JobView) -> list[str]:
+    """The loss that rank 0 of the latest attempt reported, drawn in plain characters; nothing if it reported none."""
+    points = client.metrics(job.id, name="loss", rank=0)
+    return chart([point.value for point in points if point.epoch == job.epoch])
+
+
+def _describe(job: JobView) -> None:
+    spec = job.spec
+    line(f"job       {job.id}  {spec.name}  (user {job.user}, queue {spec.queue}, priority {spec.priority})")
+    line(f"state     {job.state}" + (f": {job.reason}" if job.reason else ""))
+    times = [f"submitted {local_time(job.submitted_at)}"]
+    if job.started_at:
+        times.append(f"started {local_time(job.started_at)}")
+    if job.ended_at:
+        times.append(f"ended {local_time(job.ended_at)}")
+    line("times     " + ", ".join(times) + (f" (ran {_ran(job)})" if job.started_at else ""))
+    line(f"asks for  {describe_request(spec)}")
+    line(f"program   {_program(spec)}")
+    if job.verdict and job.state not in FINAL_JOB_STATES:
+        line(f"verdict   {job.verdict.outcome}")
+        for reason in job.verdict.reasons:
+            line(f"          {reason.message} ({reason.code})")
+    if job.progress:
+        line(f"progress  {describe_progress(job.progress)}")
+    for attempt in job.attempts:
+        line(
+            f"attempt {attempt.epoch} {attempt.state}"
+            + (f" ({attempt.reason})" if attempt.reason else "")
+            + f", granted {local_time(attempt.granted_at)}"
+        )
+        for member in attempt.members:
+            facts = [f"exit code {member.exit_code}"] if member.exit_code is not None else []
+            facts += [str(fact) for fact in (member.reason, member.message) if fact]
+            ended = f" ({', '.join(facts)})" if facts else ""
+            line(f"  {member.node}: {', '.join(member.devices)}: {member.state}{ended}")
+
+
+def describe_request(spec: JobSpec) -> str:
+    """Such as `2 nodes with 1 device each (h100), 1 rank and 1 core per node`."""
+    kinds = " or ".join(spec.device_kinds) or "any kind"
+    words = f"{_count(spec.nodes, 'node')} with {_count(spec.devices_per_node, 'device')} each ({kinds}), "
+    words += f"{_count(spec.ranks, 'rank')} and {_count(spec.cores, 'core')} per node"
+    if spec.memory_bytes_per_node:
+        words += f", {show_size(spec.memory_bytes_per_node)} of memory per node"
+    if spec.time_limit_s:
+        words += f", at most {show_duration(spec.time_limit_s)}"
+    return words
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def _program(spec: JobSpec) -> str:
+    if spec.recipe:
+        return " ".join([f"recipe {spec.recipe.name}", *(f"{key}={v}" for key, v in spec.recipe.options.items())])
+    return " ".join(spec.command or [])
+
+
+def logs(
+    job_id: JobId,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Only this rank.")] = None,
+    stream: Annotated[Stream | None, typer.Option(help="Only standard output or only standard error.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What the ranks have written. Every line carries its rank if there are several."""
+    with Client() as client:
+        read = client.follow_logs if follow else client.logs
+        pieces = read(job_id, rank=rank, stream=stream)
+        if as_json:
+            write_json_lines(pieces)
+        else:
+            spec = client.job(job_id).spec
+            print_logs(pieces, prefix=rank is None and spec.nodes * spec.ranks > 1)
+
+
+def print_logs(pieces: Iterable[LogView], *, prefix: bool) -> None:
+    """Write pieces of logs as they come; with `prefix` only whole lines, so that ranks do not mix inside one.
+
+    A terminal gets clean text, a file or a pipe exactly what was written.
+    """
+    shown = clean if sys.stdout.isatty() else str
+    rests: dict[tuple[int, str], str] = {}
+    for piece in pieces:
+        if prefix:
+            source = (piece.rank, piece.stream)
+            *lines, rests[source] = (rests.get(source, "") + piece.text).split("\n")
+            sys.stdout.writelines(f"[{piece.rank}] {shown(text)}\n" for text in lines)
+        else:
+            sys.stdout.write(shown(piece.text))
+        sys.stdout.flush()
+    sys.stdout.writelines(f"[{rank}] {shown(rest)}\n" for (rank, _), rest in rests.items() if rest)
+
+
+def cancel(
+    job_ids: Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of the jobs.")],
+    as_json: Json = False,
+) -> int:
+    """End jobs. One that cannot be cancelled does not keep the others; the exit code then is not 0."""
+    worst = 0
+    with Client() as client:
+        for job_id in dict.fromkeys(job_ids):
+            try:
+                job = client.cancel(job_id)
+            except ErgonError as error:
+                complain(f"{job_id}: {error}")
+                worst = max(worst, error.exit_code)
+            else:
+                if as_json:
+                    write_json(job)
+                else:
+                    done = job.state in FINAL_JOB_STATES
+                    line(f"{job.id} {'cancelled' if done else 'is being stopped'}")
+    return worst
+
+
+def say_end(job: JobView) -> None:
+    """How a job ended, on stderr."""
+    note(f"{job.state} after {_ran(job)}" + (f": {job.reason}" if job.reason else ""))

@@ -1,0 +1,261 @@
+"""The SDK: one method for each thing the service can be asked.
+
+    from ergon.client import Client
+    from protocol.jobs import JobSpec
+
+    with Client() as client:
+        job = client.submit(JobSpec(name="hello", command=["python", "train.py"], nodes=2))
+        print(client.wait(job.id).state)
+
+The values it takes and gives are those of the package `protocol`.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import ValidationError
+
+from ergon.connection import PATIENT_TRIES, TRIES, Connection, Parameters
+from ergon.credentials import resolve
+from ergon.errors import ErgonError, UnexpectedAnswer, Unreachable, WaitTimedOut
+from protocol.accounts import IdentityView, ServiceView
+from protocol.base import View
+from protocol.cycles import CycleDetail, CyclePage, CycleView
+from protocol.jobs import EventPage, EventView, JobPage, JobSpec, JobView, LogView, MetricPage, MetricPoint
+from protocol.nodes import NodePage, NodeView
+from protocol.reports import AllocationReport
+from protocol.states import FINAL_JOB_STATES, JobState
+
+Stream = Literal["stdout", "stderr"]
+ViewT = TypeVar("ViewT", bound=View)
+PageT = TypeVar("PageT", JobPage, EventPage, MetricPage, NodePage, CyclePage)
+
+FIRST_POLL_S = 0.1
+LONGEST_POLL_S = 2.0
+
+
+class Client:
+    """A connection to one service as one person. Safe to use from several threads; close it, or use it with `with`.
+
+    Every call repeats itself a few times while nothing answers or the service says to come back. That is safe: reads
+    change nothing, and whatever changes something carries an `Idempotency-Key`.
+
+    Every method raises `Unreachable`, `UnexpectedAnswer`, `Unauthorised`, or another `RequestRefused`; those that
+    name a job, node or cycle raise `NotFound` for one that does not exist or is somebody else's.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        token: str | None = None,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`server` and `token` default to ERGON_SERVER and ERGON_TOKEN, then to the file that `ergon up` writes.
+
+        Raises NotConfigured if no server is known or one of them cannot be used.
+        """
+        self._connection = Connection(resolve(server, token), transport=transport, sleep=sleep)
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._connection.close()
+
+    @property
+    def server(self) -> str:
+        """The address in use."""
+        return self._connection.server
+
+    def version(self) -> ServiceView:
+        """What is listening. Needs no token."""
+        return self._get("/v1/version", ServiceView)
+
+    def me(self) -> IdentityView:
+        """Whose token this is."""
+        return self._get("/v1/me", IdentityView)
+
+    def submit(self, spec: JobSpec, *, key: str | None = None) -> JobView:
+        """Submit a job. The answer comes once it is stored, with the first verdict.
+
+        `key` makes the call repeatable: the same key with the same spec gives the same job again. Without one a fresh
+        key is made. Raises RequestRefused with type `urn:ergon:impossible` if the spec says `require_feasible` and no
+        present node could run it, `urn:ergon:invalid` for a spec the service does not accept.
+        """
+        body = spec.model_dump_json(exclude_defaults=True)
+        return _parse(JobView, self._connection.post("/v1/jobs", body, key=key or _fresh_key()))
+
+    def job(self, job_id: str) -> JobView:
+        """One job."""
+        return self._get(_job_path(job_id), JobView)
+
+    def jobs(
+        self,
+        *,
+        states: Sequence[JobState] = (),
+        user: str | None = None,
+        queue: str | None = None,
+        name: str | None = None,
+        page_size: int | None = None,
+    ) -> Iterator[JobView]:
+        """Jobs, newest first, page by page as they are read. A user sees own jobs, an administrator all."""
+        query = {"state": [state.value for state in states], "user": user, "queue": queue, "name": name}
+        for page in self._pages("/v1/jobs", JobPage, {**query, "limit": page_size}):
+            yield from page.items
+
+    def cancel(self, job_id: str, *, key: str | None = None) -> JobView:
+        """Ask for the end of a job; it may still be stopping when this returns.
+
+        Raises RequestRefused with type `urn:ergon:job-ended` if it has ended already.
+        """
+        return _parse(JobView, self._connection.post(f"{_job_path(job_id)}/cancel", None, key=key or _fresh_key()))
+
+    def wait(self, job_id: str, *, timeout_s: float | None = None) -> JobView:
+        """The job once it has ended, however it ended. Survives a restart of the service.
+
+        Raises WaitTimedOut after `timeout_s`; the job goes on then.
+        """
+        waited_s, pause_s = 0.0, FIRST_POLL_S
+        while (job := self._get(_job_path(job_id), JobView, tries=PATIENT_TRIES)).state not in FINAL_JOB_STATES:
+            if timeout_s is not None and waited_s >= timeout_s:
+                raise WaitTimedOut(f"job {job_id} is still {job.state} after {timeout_s:g} s; it goes on")
+            self._sleep(pause_s)
+            waited_s, pause_s = waited_s + pause_s, min(1.5 * pause_s, LONGEST_POLL_S)
+        return job
+
+    def logs(
+        self, job_id: str, *, epoch: int | None = None, rank: int | None = None, stream: Stream | None = None
+    ) -> Iterator[LogView]:
+        """What the ranks have written so far."""
+        query = {"epoch": epoch, "rank": rank, "stream": stream, "follow": False}
+        for line in self._connection.lines(f"{_job_path(job_id)}/logs", query):
+            if line:
+                yield _parse(LogView, line)
+
+    def follow_logs(
+        self, job_id: str, *, epoch: int | None = None, rank: int | None = None, stream: Stream | None = None
+    ) -> Iterator[LogView]:
+        """What the ranks have written and go on to write, until the job has ended. Survives a restart of the service:
+        pieces that were already given are not given again.
+        """
+        query = {"epoch": epoch, "rank": rank, "stream": stream, "follow": True}
+        given: dict[tuple[int, int, str], int] = {}
+        failures = 0
+        while True:
+            try:
+                for line in self._connection.lines(f"{_job_path(job_id)}/logs", query):
+                    failures = 0
+                    if not line:
+                        continue
+                    piece = _parse(LogView, line)
+                    source = (piece.epoch, piece.rank, piece.stream)
+                    if piece.offset > given.get(source, -1):
+                        given[source] = piece.offset
+                        yield piece
+                # A service that shuts down ends the stream just as politely as one that has sent everything.
+                if self.job(job_id).state in FINAL_JOB_STATES:
+                    return
+            except Unreachable:
+                if failures >= PATIENT_TRIES:
+                    raise
+            failures += 1
+            self._connection.pause(failures)
+
+    def events(self, job_id: str) -> Iterator[EventView]:
+        """What happened to a job, oldest first."""
+        for page in self._pages(f"{_job_path(job_id)}/events", EventPage, {}):
+            yield from page.items
+
+    def metrics(self, job_id: str, *, name: str | None = None, rank: int | None = None) -> Iterator[MetricPoint]:
+        """What the ranks reported, oldest first."""
+        for page in self._pages(f"{_job_path(job_id)}/metrics", MetricPage, {"name": name, "rank": rank}):
+            yield from page.items
+
+    def nodes(self) -> Iterator[NodeView]:
+        """The nodes and who holds their devices."""
+        for page in self._pages("/v1/nodes", NodePage, {}):
+            yield from page.items
+
+    def node(self, name: str) -> NodeView:
+        """One node."""
+        return self._get(f"/v1/nodes/{_segment(name)}", NodeView)
+
+    def report(self, start: datetime | None = None, end: datetime | None = None) -> AllocationReport:
+        """Who was allocated what, what stood idle, and the energy; the last 24 hours unless told otherwise.
+
+        Both ends carry a time zone. A user sees the own line only.
+        """
+        return self._get("/v1/reports/allocation", AllocationReport, _window(start, end) | {"format": "json"})
+
+    def report_csv(self, start: datetime | None = None, end: datetime | None = None) -> str:
+        """The same as CSV."""
+        return self._connection.get("/v1/reports/allocation", _window(start, end) | {"format": "csv"}).text
+
+    def cycles(self, *, page_size: int | None = None) -> Iterator[CycleView]:
+        """The planning cycles, newest first."""
+        for page in self._pages("/v1/cycles", CyclePage, {"limit": page_size}):
+            yield from page.items
+
+    def cycle(self, cycle_id: int) -> CycleDetail:
+        """One cycle with its problem and its plan."""
+        return self._get(f"/v1/cycles/{cycle_id}", CycleDetail)
+
+    def _get(self, path: str, view: type[ViewT], query: Parameters | None = None, *, tries: int = TRIES) -> ViewT:
+        return _parse(view, self._connection.get(path, query, tries=tries))
+
+    def _pages(self, path: str, view: type[PageT], query: Parameters) -> Iterator[PageT]:
+        page = self._get(path, view, query)
+        yield page
+        while page.next:
+            page = self._get(path, view, {**query, "cursor": page.next})
+            yield page
+
+
+def _parse(view: type[ViewT], answer: httpx.Response | str) -> ViewT:
+    try:
+        return view.model_validate_json(answer if isinstance(answer, str) else answer.content)
+    except ValidationError as error:
+        where = "" if isinstance(answer, str) else f"of {answer.request.url} "
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(map(str, fault["loc"]))
+        raise UnexpectedAnswer(
+            f"the answer {where}is no {view.__name__} ({field}: {fault['msg']}); "
+            "is it Ergon, and not older than this client?"
+        ) from error
+
+
+def _fresh_key() -> str:
+    return str(uuid.uuid4())
+
+
+def _job_path(job_id: str) -> str:
+    return f"/v1/jobs/{_segment(job_id)}"
+
+
+def _segment(name: str) -> str:
+    """One segment of a path. HTTP gives dots a meaning of their own."""
+    if not name.strip("."):
+        raise ErgonError(f"{name!r} is no id; `ergon jobs` and `ergon nodes` list them")
+    return quote(name, safe="")
+
+
+def _window(start: datetime | None, end: datetime | None) -> dict[str, str | None]:
+    for name, moment in (("start", start), ("end", end)):
+        if moment is not None and moment.tzinfo is None:
+            raise ErgonError(f"{name} {moment} has no time zone; give one, such as {moment.isoformat()}Z")
+    return {"start": start.isoformat() if start else None, "end": end.isoformat() if end else None}

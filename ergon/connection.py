@@ -1,0 +1,197 @@
+"""HTTP to the service: authenticates, repeats what may be repeated, turns what is no answer into an error."""
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import ValidationError
+
+from ergon.credentials import START_ONE, Credentials
+from ergon.errors import NotConfigured, NotFound, RequestRefused, Unauthorised, UnexpectedAnswer, Unreachable
+from protocol.errors import ErrorBody
+
+Parameters = Mapping[str, str | int | bool | Sequence[str] | None]
+"""A query. None leaves a parameter out; a sequence repeats it."""
+
+TRIES = 5
+PATIENT_TRIES = 12
+"""Tries of a call that waits for a job anyway: about half a minute, enough for the service to restart."""
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 5.0
+LONGEST_RETRY_AFTER_S = 30.0
+"""A service that asks for more than this is not waited for."""
+
+TIMEOUT = httpx.Timeout(20.0, connect=5.0)
+STREAM_SILENCE_S = 60.0
+"""A followed log carries a keep-alive line more often than this; a longer silence is a broken connection."""
+
+COME_BACK_LATER = frozenset({502, 503, 504})
+
+
+class Connection:
+    """One server, one identity. Safe to use from several threads.
+
+    `transport` and `sleep` are for a caller that has its own HTTP transport or its own way to wait.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Raises NotConfigured for an address or a token that HTTP cannot carry."""
+        self.server = credentials.server.rstrip("/")
+        self._sleep = sleep
+        url = _address(self.server)
+        headers = {"User-Agent": f"ergon/{metadata.version('ergon')}", "Accept": "application/json"}
+        if credentials.token:
+            headers["Authorization"] = f"Bearer {_token(credentials.token)}"
+        # A proxy from the environment cannot reach this machine's own loopback.
+        loopback = url.host in ("localhost", "::1") or url.host.startswith("127.")
+        self._http = httpx.Client(
+            base_url=url, headers=headers, timeout=TIMEOUT, transport=transport, trust_env=not loopback
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def get(self, path: str, query: Parameters | None = None, *, tries: int = TRIES) -> httpx.Response:
+        """The answer to a GET.
+
+        Raises Unreachable, RequestRefused or UnexpectedAnswer.
+        """
+        return self._send(self._http.build_request("GET", path, params=_present(query or {})), tries)
+
+    def post(self, path: str, body: str | None, *, key: str, tries: int = TRIES) -> httpx.Response:
+        """The answer to a POST that carries `key` as its Idempotency-Key, so that repeating it changes nothing.
+
+        Raises Unreachable, RequestRefused or UnexpectedAnswer.
+        """
+        headers = {"Idempotency-Key": key}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        request = self._http.build_request("POST", path, content=body, headers=headers)
+        try:
+            return self._send(request, tries)
+        except Unreachable as error:
+            raise Unreachable(
+                f"{error}. The request may have arrived; sending it again with key {key} is safe"
+            ) from error
+
+    def lines(self, path: str, query: Parameters) -> Iterator[str]:
+        """The lines of a streamed answer as they come, empty ones too. Not repeated: the caller knows where it was.
+
+        Raises Unreachable also when the stream breaks off; RequestRefused or UnexpectedAnswer before its first line.
+        """
+        silence = httpx.Timeout(TIMEOUT.connect, read=STREAM_SILENCE_S)
+        try:
+            with self._http.stream("GET", path, params=_present(query), timeout=silence) as response:
+                if not response.is_success:
+                    response.read()
+                    if response.status_code in COME_BACK_LATER:
+                        raise Unreachable(self._busy(response))
+                    raise self._refusal(response)
+                yield from _lines(response.iter_bytes())
+        except httpx.TransportError as error:
+            raise Unreachable(self._silent(error)) from error
+
+    def pause(self, failures: int) -> None:
+        """Wait before the next try: longer after every failure, with jitter so that clients do not return together."""
+        self._sleep(_backoff(failures))
+
+    def _send(self, request: httpx.Request, tries: int) -> httpx.Response:
+        failures = 0
+        while True:
+            failures += 1
+            wait_s = _backoff(failures)
+            try:
+                response = self._http.send(request)
+            except httpx.TransportError as error:
+                problem = self._silent(error)
+            else:
+                if response.status_code not in COME_BACK_LATER:
+                    if response.is_success:
+                        return response
+                    raise self._refusal(response)
+                problem = self._busy(response)
+                wait_s = max(wait_s, _retry_after(response))
+            if failures >= tries or wait_s > LONGEST_RETRY_AFTER_S:
+                raise Unreachable(problem)
+            self._sleep(wait_s)
+
+    def _silent(self, error: httpx.TransportError) -> str:
+        reason = str(error) or type(error).__name__
+        return f"no answer from {self.server} ({reason}); is it running? Otherwise {START_ONE}"
+
+    def _busy(self, response: httpx.Response) -> str:
+        body = _error_body(response)
+        detail = body.detail if body else f"it answered {response.status_code}"
+        return f"{self.server} is not ready ({detail}); try again later"
+
+    def _refusal(self, response: httpx.Response) -> Exception:
+        status, body = response.status_code, _error_body(response)
+        if body is None:
+            return UnexpectedAnswer(
+                f"{response.request.url} answered {status}, and not as Ergon does; check the server's address"
+            )
+        if status >= 500:
+            return UnexpectedAnswer(f"the service failed: {body.detail} (its log says more)")
+        if status in (401, 403):
+            return Unauthorised(body, status)
+        return NotFound(body, status) if status == 404 else RequestRefused(body, status)
+
+
+def _address(server: str) -> httpx.URL:
+    remedy = "give one like http://127.0.0.1:8765"
+    try:
+        url, parts = httpx.URL(server), urlsplit(server)
+        usable = url.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except (httpx.InvalidURL, ValueError) as error:
+        raise NotConfigured(f"{server!r} is not an address ({error}); {remedy}") from error
+    if not usable:
+        raise NotConfigured(f"{server!r} is not an address; {remedy}")
+    return url
+
+
+def _token(token: str) -> str:
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise NotConfigured("the token holds characters that no token has; copy it again, without line breaks")
+    return token
+
+
+def _lines(blocks: Iterator[bytes]) -> Iterator[str]:
+    """Split at the newline only: JSON may hold the other characters that Unicode counts as line ends."""
+    rest = b""
+    for block in blocks:
+        *whole, rest = (rest + block).split(b"\n")
+        for line in whole:
+            yield line.decode("utf-8", "replace")
+    if rest:
+        yield rest.decode("utf-8", "replace")
+
+
+def _present(query: Parameters) -> dict[str, str | int | bool | Sequence[str]]:
+    return {name: value for name, value in query.items() if value is not None}
+
+
+def _backoff(failures: int) -> float:
+    return min(FIRST_PAUSE_S * 2 ** (failures - 1), LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """The seconds of `Retry-After`. Its other form, a date, is ignored: two machines' clocks are not compared."""
+    text = response.headers.get("Retry-After", "")
+    return float(text) if text.isdecimal() else 0.0
+
+
+def _error_body(response: httpx.Response) -> ErrorBody | None:
+    try:
+        return ErrorBody.model_validate_json(response.content)
+    except ValidationError:
+        return None

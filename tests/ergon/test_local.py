@@ -1,0 +1,145 @@
+"""How the local cluster is put together: folders, ports, slots, tokens. Small stand-ins play its processes."""
+
+import json
+import os
+import socket
+import stat
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ergon.cli import local
+from ergon.cli.local import LocalClusterError, LocalSettings, default_data_dir, local_cluster
+from ergon.cli.processes import ProcessFailed
+from protocol.states import Role
+
+STAND_IN = textwrap.dedent("""
+    import json, os, sys, time
+    module, *arguments = sys.argv[1:]
+    note = {"arguments": [module, *arguments], "cwd": os.getcwd()}
+    note["environment"] = {name: value for name, value in os.environ.items() if name.startswith("ERGON_")}
+    with open("calls.jsonl", "a") as file:
+        file.write(json.dumps(note) + "\\n")
+    if os.path.exists("fail-" + arguments[0]):
+        sys.exit("it went wrong")
+    if arguments[0] == "token":
+        print("token-of-" + arguments[2])
+    elif arguments[0] == "migrate":
+        print(json.dumps({"ready": "migrate"}))
+    else:
+        print(json.dumps({"ready": arguments[0], "url": "http://127.0.0.1:4321"}), flush=True)
+        time.sleep(600)
+""")
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_python", lambda module, *rest: [sys.executable, "-c", STAND_IN, module, *rest])
+
+
+def settings(data_dir: Path, *, port: int = 0, environment: Mapping[str, str] = os.environ) -> LocalSettings:
+    return LocalSettings(data_dir=data_dir, port=port, agents=2, slots_per_agent=3, environment=environment)
+
+
+def start_and_stop(chosen: LocalSettings) -> None:
+    with local_cluster(chosen):
+        pass
+
+
+def calls(data_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (data_dir / "calls.jsonl").read_text().splitlines()]
+
+
+def test_everything_starts_in_order_from_the_data_folder(tmp_path: Path) -> None:
+    with local_cluster(settings(tmp_path)) as cluster:
+        assert cluster.url == "http://127.0.0.1:4321"
+        assert cluster.user_token("alice", Role.USER) == "token-of-alice"
+        cluster.check()
+    made = calls(tmp_path)
+    assert {call["cwd"] for call in made} == {str(tmp_path)}
+    words = [" ".join(map(str, call["arguments"])) for call in made]
+    assert words[0] == "service database"
+    assert set(words[1:3]) == {"service api", "service cycle"}
+    assert words[3:5] == ["service token node node-1", "service token node node-2"]
+    assert words[7] == "service token user alice --role user"
+
+
+def test_agents_get_slots_of_their_own_and_a_secret_token(tmp_path: Path) -> None:
+    start_and_stop(settings(tmp_path))
+    agents = [call["arguments"] for call in calls(tmp_path) if call["arguments"][0] == "workers"]
+    assert sorted(words[words.index("--cpu-slots") + 1] for words in agents) == ["0-2", "3-5"]
+    for name in ("node-1", "node-2"):
+        token = tmp_path / "agents" / name / "token"
+        assert token.read_text().strip() == f"token-of-{name}"
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+
+
+def test_the_processes_get_our_settings_and_not_the_callers_token(tmp_path: Path) -> None:
+    environment = dict(os.environ) | {"ERGON_TOKEN": "secret", "ERGON_SERVER": "http://x", "ERGON_PUE": "1.3"}
+    start_and_stop(settings(tmp_path, environment=environment))
+    for call in calls(tmp_path):
+        expected = {"ERGON_DATA_DIR": str(tmp_path), "ERGON_HOST": "127.0.0.1", "ERGON_PORT": "0", "ERGON_PUE": "1.3"}
+        assert call["environment"] == expected
+
+
+def test_with_a_database_of_the_users_the_migrations_are_applied_instead(tmp_path: Path) -> None:
+    environment = dict(os.environ) | {"ERGON_DATABASE_URL": "postgresql://x"}
+    start_and_stop(settings(tmp_path, environment=environment))
+    words = [call["arguments"] for call in calls(tmp_path)]
+    assert words[0] == ["service", "migrate"]
+    assert ["service", "database"] not in words
+
+
+@pytest.mark.parametrize("part", ["database", "api", "cycle", "token"])
+def test_a_part_that_fails_is_named_with_its_log(tmp_path: Path, part: str) -> None:
+    (tmp_path / f"fail-{part}").touch()
+    with pytest.raises(ProcessFailed, match=rf"{part}.* ended with code 1; its log is .*{part}\.log") as caught:
+        start_and_stop(settings(tmp_path))
+    assert caught.value.details == ("it went wrong",)
+
+
+def test_a_second_cluster_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    refused = pytest.raises(LocalClusterError, match=rf"process {os.getpid()}\) uses {tmp_path}.*--data-dir")
+    with local_cluster(settings(tmp_path)), refused:
+        start_and_stop(settings(tmp_path))
+    start_and_stop(settings(tmp_path))
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(LocalClusterError, match=rf"port {port} is taken.*--port"):
+            start_and_stop(settings(tmp_path, port=port))
+    assert not (tmp_path / "calls.jsonl").exists()
+
+
+def test_a_host_that_is_not_ours_is_refused(tmp_path: Path) -> None:
+    environment = dict(os.environ) | {"ERGON_HOST": "192.0.2.1"}
+    with pytest.raises(LocalClusterError, match=r"192\.0\.2\.1.*ERGON_HOST"):
+        start_and_stop(settings(tmp_path, environment=environment))
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(LocalClusterError, match="--data-dir"), local_cluster(settings(tmp_path / "file" / "data")):
+        pytest.fail("it started")
+
+
+def test_the_data_folder_can_be_passed_through_and_its_logs_cannot(tmp_path: Path) -> None:
+    start_and_stop(settings(tmp_path / "a" / "data"))
+    data_dir = tmp_path / "a" / "data"
+    assert stat.S_IMODE(data_dir.stat().st_mode) == 0o711
+    assert stat.S_IMODE((data_dir / "log").stat().st_mode) == 0o700
+
+
+def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_data_dir({"ERGON_DATA_DIR": "/x"}) == Path("/x")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert default_data_dir({"XDG_DATA_HOME": "/data"}) == Path("/var/lib/ergon")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert default_data_dir({"XDG_DATA_HOME": "/data"}) == Path("/data/ergon")
+    assert default_data_dir({}) == Path.home() / ".local/share/ergon"
