@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from service.api import agent, cycles, errors, health, jobs, nodes, reports
 from service.api.deps import Parts
-from service.api.limits import BodyLimit
+from service.api.limits import BodyLimit, KnownHosts
 from service.db import Listener
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -46,6 +45,5 @@ def create_app(parts: Parts, listener: Listener | None = None) -> FastAPI:
         app.include_router(module.router)
     app.add_middleware(BodyLimit)
     if parts.settings.host in LOOPBACK:
-        # A page of a foreign site must not reach a local service under a name of its own (DNS rebinding).
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK, "testserver"])
+        app.add_middleware(KnownHosts, hosts=LOOPBACK)
     return app

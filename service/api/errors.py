@@ -18,7 +18,13 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 
-TITLES = {400: "The request cannot be read", 404: "There is nothing here", 405: "The method is not allowed here"}
+TITLES = {
+    400: "The request cannot be read",
+    404: "There is nothing here",
+    405: "The method is not allowed here",
+    413: "The request is too long",
+}
+UNREADABLE = "the body cannot be read: send JSON in UTF-8, not nested a thousand deep, with numbers of a sensible length"
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text, "content": {PROBLEM_MEDIA_TYPE: {}}}
@@ -60,7 +66,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def http(_: Request, error: HTTPException) -> JSONResponse:
         title = TITLES.get(error.status_code, "The request was refused")
-        return problem(error.status_code, f"http-{error.status_code}", title, str(error.detail), (), error.headers)
+        detail = UNREADABLE if error.status_code == 400 else str(error.detail)
+        return problem(error.status_code, f"http-{error.status_code}", title, detail, (), error.headers)
 
     @app.exception_handler(OperationalError)
     @app.exception_handler(PoolTimeout)
