@@ -74,7 +74,7 @@ def demo(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON ob
     It uses a folder of its own, which it removes; after a failure the folder stays, with the logs.
     """
     screen = Console(stderr=True, markup=False, highlight=False) if as_json else console()
-    with _own_folder() as folder:
+    with own_folder() as folder:
         settings = LocalSettings(
             data_dir=folder, port=0, agents=AGENTS, slots_per_agent=SLOTS, environment=_environment(os.environ)
         )
@@ -84,17 +84,17 @@ def demo(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON ob
         with leave_on_signals(), local_cluster(settings) as cluster:
             screen.print(f"ready after {show_duration(time.monotonic() - started)} at {cluster.url}/")
             _run(cluster, story, screen)
-        faults = list(_faults(story))
+        failed = list(faults(story))
         if as_json:
             line(json.dumps(_as_json(story)))
         else:
             _tell(story)
-        if faults:
-            raise DemoFailed("; ".join(faults))
+        if failed:
+            raise DemoFailed("; ".join(failed))
 
 
 @contextlib.contextmanager
-def _own_folder() -> Iterator[Path]:
+def own_folder() -> Iterator[Path]:
     """A fresh folder, removed unless something goes wrong; open for passing through, as the database may need it."""
     folder = Path(tempfile.mkdtemp(prefix="ergon-demo-"))
     folder.chmod(0o711)
@@ -159,7 +159,7 @@ def _waits(job: JobView) -> bool:
     return job.verdict is not None and job.verdict.outcome == "waiting" and job.verdict.cycle is not None
 
 
-def _faults(story: Story) -> Iterator[str]:
+def faults(story: Story) -> Iterator[str]:
     """What was promised and did not happen, one sentence each."""
     for job in story.jobs.values():
         if job.state is not JobState.SUCCEEDED:
