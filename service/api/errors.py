@@ -24,7 +24,7 @@ TITLES = {
     405: "The method is not allowed here",
     413: "The request is too long",
 }
-UNREADABLE = "the body cannot be read: send JSON in UTF-8, not nested a thousand deep, with numbers of a sensible length"
+UNREADABLE = "the body cannot be read: send JSON in UTF-8, not nested a thousand deep, with numbers of sensible length"
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text, "content": {PROBLEM_MEDIA_TYPE: {}}}
