@@ -42,7 +42,7 @@ def app(cluster: Cluster) -> FastAPI:
 def client(app: FastAPI, cluster: Cluster) -> Iterator[TestClient]:
     """The API in process, with alice's token."""
     cluster.person("alice")
-    with TestClient(app, headers=bearer(cluster.tokens["alice"])) as client:
+    with TestClient(app, "http://127.0.0.1", headers=bearer(cluster.tokens["alice"])) as client:
         yield client
 
 
