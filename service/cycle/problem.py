@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from protocol.jobs import JobSpec, Reason, VerdictView
 from protocol.states import NodeState
-from scheduler.feasibility import why_impossible
+from scheduler.feasibility import total_room, why_impossible
 from scheduler.plan import Outcome, Verdict
 from scheduler.power import InstalledDevice, Inventory, active_w, default_wait_w, node_power
 from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, Problem, Shape
@@ -66,7 +66,7 @@ def read_problem(tx: Connection, *, pue: float, now: datetime) -> tuple[Problem,
 def feasibility_now(tx: Connection, spec: JobSpec) -> VerdictView:
     """Whether the present nodes could run this job at all, were they empty: the verdict at submission."""
     nodes = _empty_nodes(tx)
-    impossible = why_impossible(_shapes(spec, nodes), nodes)
+    impossible = why_impossible(_shapes(spec, nodes), total_room(nodes))
     reasons = [Reason(code=reason.code, message=reason.message) for reason in impossible]
     return VerdictView(outcome="impossible" if impossible else "waiting", reasons=reasons or [NOT_WEIGHED_YET])
 
