@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from protocol.nodes import NodeReport
-from protocol.sync import Assignment, MemberReport, RegisterResponse, SyncRequest, SyncResponse
+from protocol.sync import Assignment, MemberReport, RegisterResponse, StreamChunk, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
 from workers import files
 from workers.exchange import EXIT_REFUSED, Backoff, Doorbell, Exchange, Refused, Unavailable
@@ -113,8 +113,9 @@ class Agent:
         registration = self._register()
         if registration is None:
             return 0
+        self._incarnation = registration.incarnation
         self._lease_s = registration.lease_s
-        self._doorbell = Doorbell(self._exchange, registration.incarnation, self._ring, self._chance)
+        self._doorbell = Doorbell(self._exchange, self._incarnation, self._ring, self._chance)
         self._doorbell.start()
         sys.stdout.write(json.dumps({"ready": "agent", "node": registration.node}) + "\n")
         sys.stdout.flush()
@@ -122,8 +123,9 @@ class Agent:
             runs = self._act()
             self._measure()
             if self._closing and self._may_leave(runs):
+                self._say_goodbye(runs)
                 return 0
-            changed = self._sync(runs, registration.incarnation)
+            changed = self._sync(runs)
             if self._doorbell.refused:
                 raise self._doorbell.refused
             if not changed:
@@ -165,6 +167,14 @@ class Agent:
         self._farewell_s = min(self._farewell_s, now_s() + FAREWELL_S)
         told = self._observe(runs) == self._told and all(run.shipped for run in runs.values())
         return told or now_s() >= self._farewell_s
+
+    def _say_goodbye(self, runs: Mapping[str, Run]) -> None:
+        """The node's devices are gone from the plan at once. Not while anything is held here: the service would take
+        it for lost and start it elsewhere, although it goes on here until its lease ends."""
+        self._doorbell.close()
+        if not runs and self._assignments is not None:
+            self._readings.extend(self._meter.read(self._runs.cpu_totals(), now_s()))
+            self._call(self._observe(runs), [], leaving=True)
 
     # -- acting
 
@@ -255,27 +265,31 @@ class Agent:
     def _observe(self, runs: Mapping[str, Run]) -> list[MemberReport]:
         return observe(self._assignments or (), runs, rendezvous=self._rendezvous, cleared=self._cleared)
 
-    def _sync(self, runs: Mapping[str, Run], incarnation: int) -> bool:
+    def _sync(self, runs: Mapping[str, Run]) -> bool:
         """Call the service if there is something to tell or to hear. True if that may have changed what to do."""
-        sent_s = now_s()
-        if sent_s < self._retry_s:
+        now = now_s()
+        if now < self._retry_s:
             return False
         reports = self._observe(runs)
         ending = any(run.exit is not None and not run.shipped for run in runs.values())
         hurry = ending or reports != self._told
-        chunks = self._shipper.collect() if hurry or sent_s >= self._sent_s + TICK_S else []
+        chunks = self._shipper.collect() if hurry or now >= self._sent_s + TICK_S else []
+        news = reports != self._told or chunks or self._readings or self._doorbell.rang.is_set()
+        return self._call(reports, chunks) if news or now >= self._renew_s() else False
+
+    def _call(self, reports: list[MemberReport], chunks: list[StreamChunk], *, leaving: bool = False) -> bool:
+        """One call of the service, now. False if it did not answer."""
         rang = self._doorbell.rang.is_set()
-        if not (rang or chunks or self._readings or reports != self._told or sent_s >= self._renew_s()):
-            return False
-        self._doorbell.rang.clear()
-        self._sent_s = sent_s
+        self._doorbell.rang.clear()  # before the call: a ring during it is for a change that the answer may not have
+        self._sent_s = now_s()
         readings = list(self._readings)
         request = SyncRequest(
             protocol=PROTOCOL_VERSION,
-            incarnation=incarnation,
+            incarnation=self._incarnation,
+            leaving=leaving,
             members=reports,
             chunks=chunks,
-            samples=[reading.aged(sent_s) for reading in readings],
+            samples=[reading.aged(self._sent_s) for reading in readings],
         )
         answer = self._exchange.sync(request)
         if isinstance(answer, Unavailable):
@@ -289,7 +303,7 @@ class Agent:
         for _reading in readings:
             self._readings.popleft()
         self._told = reports
-        self._take_in(answer, sent_s)
+        self._take_in(answer, self._sent_s)
         return True
 
     def _take_in(self, answer: SyncResponse, sent_s: float) -> None:

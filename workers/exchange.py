@@ -4,7 +4,6 @@ import logging
 import queue
 import random
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -130,6 +129,11 @@ class Doorbell(threading.Thread):
         self._ring = ring
         self._backoff = Backoff(chance)
         self._versions: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Call no more: a call after the agent's last one would announce the node again."""
+        self._closed.set()
 
     def tell(self, version: str) -> None:
         """The agent holds this version now."""
@@ -137,7 +141,7 @@ class Doorbell(threading.Thread):
 
     def run(self) -> None:
         version = self._versions.get()
-        while True:
+        while not self._closed.is_set():
             version = self._latest(version)
             request = SyncRequest(
                 protocol=PROTOCOL_VERSION, incarnation=self._incarnation, wait_s=LONG_POLL_S, version=version
@@ -149,7 +153,7 @@ class Doorbell(threading.Thread):
                 self._ring()
                 return
             if isinstance(answer, Unavailable):
-                time.sleep(self._backoff.next_delay_s(answer))
+                self._closed.wait(self._backoff.next_delay_s(answer))
                 continue
             self._backoff.reset()
             if answer.version != self._latest(version):

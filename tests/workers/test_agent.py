@@ -1,0 +1,427 @@
+"""Real agents, supervisors and ranks against a service on a socket, through crashes, lost answers and silence."""
+
+import itertools
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+from protocol.states import AttemptState, EndReason
+from tests.workers.builders import assignment
+from tests.workers.fake_service import problem
+from workers.inventory import boot_id
+
+pytestmark = pytest.mark.system
+
+ENDED, RUNNING = AttemptState.ENDED, AttemptState.RUNNING
+
+
+def starts(tmp_path):
+    """Lines that ranks appended to the file `starts`."""
+    path = tmp_path / "starts"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_job_runs_to_its_end_and_its_output_arrives_before_its_end_is_told(service, agent, tmp_path):
+    script = (
+        f"echo $ERGON_ATTEMPT >> {tmp_path}/starts; echo hello; echo oops >&2; "
+        "echo '{\"step\": 1}' > $ERGON_PROGRESS; printf half >> $ERGON_PROGRESS"
+    )
+    service.grant(assignment(command=["sh", "-c", script]))
+    one = agent().wait_ready()
+    report = service.wait_forgotten("a1")
+    assert (report.reason, report.exit_code, report.clean) == (EndReason.COMPLETED, 0, True)
+    assert (service.text("a1"), service.text("a1", stream="stderr")) == ("hello\n", "oops\n")
+    assert service.text("a1", stream="progress") == '{"step": 1}\n'
+    service.wait_syncs(1)
+    service.wait(lambda: not list((one.state / "attempts").iterdir()))
+    assert starts(tmp_path) == ["a1"]
+
+
+def test_the_inventory_is_what_the_command_line_says(service, agent):
+    agent("--cpu-slots", "1,3", "--memory", "1000", "--address", "10.1.2.3", "--label", "rack=r7").wait_ready()
+    [report] = service.registrations
+    assert [device.id.rsplit(":", 1)[1] for device in report.devices] == ["1", "3"]
+    assert (report.memory_bytes, report.address, report.labels) == (1000, "10.1.2.3", {"rack": "r7"})
+
+
+def test_an_assignment_that_comes_later_starts_at_once(service, agent, gate):
+    agent().wait_ready()
+    service.wait_syncs(2)
+    hold = gate()
+    service.grant(assignment(command=hold.script()))
+    hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    hold.open()
+    assert service.wait_forgotten("a1").reason == EndReason.COMPLETED
+
+
+def test_a_stop_ends_everything_of_it(service, agent, gate):
+    hold = gate()
+    service.grant(assignment(command=hold.script("exit 0"), stop_grace_s=30))
+    agent().wait_ready()
+    hold.wait_up()
+    service.ask_stop("a1")
+    report = service.wait_forgotten("a1")
+    hold.wait_gone()
+    assert (report.reason, report.exit_code, report.clean) == (EndReason.CANCELLED, -signal.SIGTERM, True)
+
+
+def test_what_is_no_longer_listed_is_stopped_and_deleted(service, agent, gate):
+    hold = gate()
+    service.grant(assignment(command=hold.script()))
+    one = agent().wait_ready()
+    hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    service.unlist("a1")
+    hold.wait_gone()
+    service.wait(lambda: not list((one.state / "attempts").iterdir()))
+
+
+def test_a_failure_is_told_with_its_code(service, agent):
+    service.grant(assignment("a1", command=["sh", "-c", "exit 3"]))
+    service.grant(assignment("a2", command=["no-such-program"]))
+    agent().wait_ready()
+    failed, unstarted = service.wait_forgotten("a1"), service.wait_forgotten("a2")
+    assert (failed.reason, failed.exit_code) == (EndReason.FAILED, 3)
+    assert unstarted.reason == EndReason.START_FAILED
+    assert "no-such-program" in unstarted.message
+
+
+def test_a_gang_waits_for_its_rendezvous_and_gets_the_one_that_was_told(service, agent):
+    show = ["sh", "-c", "echo $RANK/$WORLD_SIZE $MASTER_ADDR:$MASTER_PORT"]
+    service.grant(assignment("first", command=show, member=0, members=2))
+    service.grant(assignment("second", command=show, member=1, members=2))
+    agent("--address", "127.0.0.1").wait_ready()
+    chosen = service.wait(lambda: next((item.rendezvous for item in service.reports["first"] if item.rendezvous), None))
+    service.wait_forgotten("first")
+    assert chosen.startswith("127.0.0.1:")
+    assert service.text("first") == f"0/2 {chosen}\n"
+    assert service.reports["second"] == [], "it has nothing to tell before its gang meets"
+    service.update("second", rendezvous="10.0.0.1:20001")
+    service.wait_forgotten("second")
+    assert service.text("second", rank=1) == "1/2 10.0.0.1:20001\n"
+
+
+def test_an_attempt_that_is_stopped_before_it_started_is_told_over(service, agent):
+    agent().wait_ready()
+    service.grant(assignment(command=["true"], desired="stop"))
+    report = service.wait_forgotten("a1")
+    assert (report.reason, report.clean) == (EndReason.CANCELLED, True)
+
+
+# -- crashes
+
+
+def test_a_killed_agent_is_followed_by_one_that_adopts_the_same_process(service, agent, gate, tmp_path):
+    hold = gate()
+    script = hold.script("echo after")
+    script[2] = f"echo start >> {tmp_path}/starts; echo before; {script[2]}"
+    service.grant(assignment(command=script))
+    first = agent().wait_ready()
+    pid = hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    supervisor = first.supervisor("a1")
+    for _time in range(3):
+        first.kill()
+        first = agent().wait_ready()
+        service.wait_syncs(3)
+        assert (first.supervisor("a1"), os.path.exists(f"/proc/{pid}")) == (supervisor, True)
+    hold.open()
+    report = service.wait_forgotten("a1")
+    assert (report.reason, report.exit_code) == (EndReason.COMPLETED, 0)
+    assert service.text("a1") == "before\nafter\n"
+    assert starts(tmp_path) == ["start"]
+
+
+def test_an_end_that_nobody_saw_is_told_by_the_next_agent(service, agent, gate):
+    hold = gate()
+    service.grant(assignment(command=hold.script("echo done; exit 5")))
+    first = agent().wait_ready()
+    hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    first.kill()
+    hold.open()
+    hold.wait_gone()
+    agent().wait_ready()
+    report = service.wait_forgotten("a1")
+    assert (report.reason, report.exit_code, service.text("a1")) == (EndReason.FAILED, 5, "done\n")
+
+
+def test_agent_and_supervisor_killed_together_leave_nothing_and_start_nothing(service, agent, gate, tmp_path):
+    hold = gate()
+    script = hold.script()
+    script[2] = f"echo start >> {tmp_path}/starts; setsid sleep 1000 & {script[2]}"
+    service.grant(assignment(command=script))
+    first = agent().wait_ready()
+    hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    first.kill()
+    os.kill(first.supervisor("a1"), signal.SIGKILL)
+    agent().wait_ready()
+    hold.wait_gone()
+    report = service.wait_forgotten("a1")
+    assert (report.reason, report.clean) == (EndReason.UNKNOWN_START, True)
+    assert starts(tmp_path) == ["start"]
+
+
+def test_a_supervisor_that_is_killed_is_noticed(service, agent, gate):
+    hold = gate()
+    service.grant(assignment(command=hold.script()))
+    one = agent().wait_ready()
+    hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    os.kill(one.supervisor("a1"), signal.SIGKILL)
+    hold.wait_gone()
+    assert service.wait_forgotten("a1").reason == EndReason.UNKNOWN_START
+
+
+def test_a_launch_record_without_a_start_never_starts(service, agent, tmp_path):
+    """What an agent leaves that is killed between the record and the fork."""
+    folder = tmp_path / "state" / "attempts" / "a1"
+    (folder / "work").mkdir(parents=True)
+    launch = {
+        "boot_id": boot_id(),
+        "epoch": 1,
+        "argv": ["sh", "-c", f"echo start >> {tmp_path}/starts"],
+        "env": {"MASTER_PORT": "20000"},
+        "ranks": [{"rank": 0, "env": {}}],
+        "stop_grace_s": 1,
+    }
+    (folder / "launch.json").write_text(json.dumps(launch))
+    service.grant(assignment(command=launch["argv"]))
+    agent().wait_ready()
+    assert service.wait_forgotten("a1").reason == EndReason.UNKNOWN_START
+    assert starts(tmp_path) == []
+
+
+def test_an_attempt_without_a_record_is_told_unknown_and_what_is_left_of_it_is_killed(service, agent, gate, tmp_path):
+    """A state folder that was lost while its ranks ran."""
+    hold = gate()
+    service.grant(assignment(command=hold.script()))
+    first = agent().wait_ready()
+    hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    first.kill()
+    agent(state=tmp_path / "empty").wait_ready()
+    hold.wait_gone()
+    report = service.wait_forgotten("a1")
+    assert (report.reason, report.clean) == (EndReason.UNKNOWN_START, True)
+
+
+def test_the_machine_was_booted_in_between(service, agent, gate):
+    hold = gate()
+    service.grant(assignment(command=hold.script()))
+    first = agent().wait_ready()
+    hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    first.kill()
+    record = first.state / "attempts" / "a1" / "launch.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"boot_id": "another"}))
+    agent().wait_ready()
+    report = service.wait_forgotten("a1")
+    assert (report.reason, report.message) == (EndReason.UNKNOWN_START, "the machine was restarted under it")
+
+
+# -- lost answers and silence
+
+
+def test_lost_answers_neither_lose_nor_repeat_anything(service, agent, tmp_path):
+    lines = 20_000
+    script = f"echo start >> {tmp_path}/starts; seq {lines}"
+    agent().wait_ready()
+    for name in ("a1", "a2", "a3"):
+        service.set(drop_answers=2)
+        service.grant(assignment(name, command=["sh", "-c", script]))
+        assert service.wait_forgotten(name).reason == EndReason.COMPLETED
+        assert service.text(name) == "".join(f"{number}\n" for number in range(1, lines + 1))
+    assert starts(tmp_path) == ["start"] * 3
+
+
+def test_an_assignment_that_is_delivered_again_does_not_start_again(service, agent, tmp_path):
+    granted = assignment(command=["sh", "-c", f"echo start >> {tmp_path}/starts"])
+    service.grant(granted)
+    one = agent().wait_ready()
+    service.wait_forgotten("a1")
+    service.wait(lambda: not list((one.state / "attempts").iterdir()))
+    service.grant(granted)
+    report = service.wait_forgotten("a1")
+    assert (report.reason, report.clean) == (EndReason.UNKNOWN_START, True)
+    assert starts(tmp_path) == ["start"]
+
+
+def test_the_agent_goes_on_when_the_service_comes_back(service, agent, gate):
+    hold = gate()
+    service.grant(assignment(command=hold.script("echo out; exit 0")))
+    agent().wait_ready()
+    hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    service.set(down=True)
+    hold.open()
+    hold.wait_gone()
+    service.set(down=False)
+    assert service.wait_forgotten("a1").reason == EndReason.COMPLETED
+    assert service.text("a1") == "out\n"
+    assert service.incarnation == 1, "it must not register again"
+
+
+@pytest.mark.parametrize("agent_lives", [True, False])
+def test_ranks_are_stopped_before_the_lease_ends(service, agent, gate, agent_lives):
+    service.lease_s = 3.0
+    hold = gate()
+    service.grant(assignment(command=hold.script(), stop_grace_s=30))
+    first = agent().wait_ready()
+    hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    service.set(down=True)
+    if not agent_lives:
+        first.kill()
+    hold.wait_gone()
+    service.set(down=False, lease_s=60.0)
+    if not agent_lives:
+        agent().wait_ready()
+    assert service.wait_forgotten("a1").reason == EndReason.FENCED
+
+
+def test_a_busy_lease_is_renewed_in_time(service, agent, gate):
+    service.lease_s = 3.0
+    hold = gate()
+    service.grant(assignment(command=hold.script()))
+    agent("--sample-every", "3600").wait_ready()
+    hold.wait_up()
+    service.wait_syncs(6)  # a quarter of the lease apart
+    hold.open()
+    assert service.wait_forgotten("a1").reason == EndReason.COMPLETED
+
+
+# -- more than one agent
+
+
+def test_two_agents_cannot_share_a_state_folder(agent):
+    agent().wait_ready()
+    code, log = agent().wait_exit()
+    assert code == 2
+    assert "another agent uses the state folder" in log
+
+
+def test_an_agent_that_was_replaced_leaves_without_touching_its_ranks(service, agent, gate, tmp_path):
+    hold = gate()
+    service.grant(assignment(command=hold.script()))
+    first = agent().wait_ready()
+    pid = hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    service.change(lambda: setattr(service, "incarnation", 7))
+    code, log = first.wait_exit()
+    assert code == 3
+    assert "another agent has taken this node" in log
+    assert os.path.exists(f"/proc/{pid}")
+    hold.open()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code", "message"),
+    [
+        (problem(401, "unauthenticated", "no such token"), 2, "check --token-file"),
+        (problem(409, "device-taken", "cpu:m:0 is offered by n2"), 3, "cpu:m:0 is offered by n2"),
+        (problem(426, "protocol", "the service speaks 2"), 2, "upgrade the older"),
+        (problem(422, "invalid", "body.protocol"), 1, "a bug of Ergon"),
+    ],
+)
+def test_a_service_that_will_not_have_the_agent(service, agent, refusal, code, message):
+    service.refusals = [refusal]
+    found, log = agent().wait_exit()
+    assert found == code
+    assert message in log
+
+
+def test_a_token_of_another_node(agent):
+    code, log = agent(name="n2").wait_exit()
+    assert code == 2
+    assert "belongs to node 'n1'" in log
+
+
+def test_a_service_that_is_not_there_yet_is_waited_for(service, agent):
+    service.set(down=True)
+    one = agent()
+    service.set(down=False)
+    one.wait_ready()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cpu-slots", "x"], "--cpu-slots"),
+        (["--cpu-slots", "0"], "offer nothing"),
+        (["--memory", "-1"], "--memory"),
+        (["--label", "rack"], "KEY=VALUE"),
+        (["--server", "localhost"], "--server"),
+        (["--name", "a b"], "--name"),
+        (["--token-file", "/no/such"], "--token-file"),
+        (["--sample-every", "0"], "--sample-every"),
+        (["--state-dir", "/dev/null/x"], "--state-dir"),
+    ],
+)
+def test_settings_that_cannot_be_used(agent, options, message):
+    code, log = agent(*options).wait_exit()
+    assert code == 2
+    assert message in log
+
+
+# -- leaving
+
+
+def test_ranks_outlive_an_agent_that_is_told_to_leave(service, agent, gate):
+    hold = gate()
+    service.grant(assignment(command=hold.script()))
+    first = agent().wait_ready()
+    hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    assert first.terminate()[0] == 0
+    assert not service.left, "the service would start it elsewhere"
+    hold.open()
+    agent().wait_ready()
+    assert service.wait_forgotten("a1").reason == EndReason.COMPLETED
+
+
+def test_an_agent_with_nothing_to_do_says_that_it_leaves(service, agent):
+    one = agent().wait_ready()
+    service.grant(assignment(command=["true"]))
+    service.wait_forgotten("a1")
+    service.wait(lambda: not list((one.state / "attempts").iterdir()))
+    assert one.terminate()[0] == 0
+    assert service.left
+
+
+def test_an_agent_may_be_asked_to_stop_everything_when_it_leaves(service, agent, gate):
+    holds = [gate("one"), gate("two")]
+    for name, hold in zip(("a1", "a2"), holds, strict=True):
+        service.grant(assignment(name, command=hold.script()))
+    one = agent("--stop-attempts-on-exit").wait_ready()
+    for hold in holds:
+        hold.wait_up()
+    service.wait_state("a1", RUNNING)
+    service.wait_state("a2", RUNNING)
+    assert one.terminate()[0] == 0
+    for name, hold in zip(("a1", "a2"), holds, strict=True):
+        hold.wait_gone()
+        assert service.reports[name][-1].reason == EndReason.FENCED, "no fault of the job"
+        assert service.reports[name][-1].clean
+    assert service.left
+
+
+# -- measuring
+
+
+def test_busy_cores_are_sampled(service, agent):
+    burn = "import time\nwhile time.process_time() < 1.0: pass"
+    service.grant(assignment(command=[sys.executable, "-I", "-S", "-c", burn]))
+    agent("--sample-every", "0.25").wait_ready()
+    service.wait_forgotten("a1")
+    seen = len(service.samples)
+    service.wait(lambda: len(service.samples) >= seen + 2)
+    core_s = sum(sample.busy_cores * sample.seconds for sample in service.samples if sample.device is None)
+    assert 1.0 <= core_s <= 1.5, "all of the rank's time, and the little its supervisor takes"
+    ends = list(itertools.accumulate(sample.seconds for sample in service.samples if sample.device is None))
+    assert ends == sorted(ends)
