@@ -39,7 +39,7 @@ def read_leadership(tx: Connection) -> Record | None:
 def found_leadership(tx: Connection, holder: str) -> bool:
     """Term 1 for the first process ever. False if another one was first."""
     statement = upsert(leadership).values(id=1, term=1, holder=holder, renewals=0).on_conflict_do_nothing()
-    return tx.execute(statement).rowcount == 1
+    return tx.execute(statement.returning(leadership.c.term)).one_or_none() is not None
 
 
 def take_leadership(tx: Connection, *, term: int, renewals: int, holder: str) -> bool:
