@@ -77,6 +77,10 @@ class Exchange:
             trust_env=not _is_loopback(server),  # no proxy stands between a machine and itself
         )
 
+    def close(self) -> None:
+        """Hang up."""
+        self._client.close()
+
     def register(self, report: NodeReport) -> RegisterResponse | Unavailable:
         """Present this node."""
         request = RegisterRequest(protocol=PROTOCOL_VERSION, report=report)
@@ -142,7 +146,6 @@ class Doorbell(threading.Thread):
     def run(self) -> None:
         version = self._versions.get()
         while not self._closed.is_set():
-            version = self._latest(version)
             request = SyncRequest(
                 protocol=PROTOCOL_VERSION, incarnation=self._incarnation, wait_s=LONG_POLL_S, version=version
             )
@@ -156,7 +159,8 @@ class Doorbell(threading.Thread):
                 self._closed.wait(self._backoff.next_delay_s(answer))
                 continue
             self._backoff.reset()
-            if answer.version != self._latest(version):
+            version = self._latest(version)
+            if answer.version != version:
                 self.rang.set()
                 self._ring()
                 version = self._versions.get()

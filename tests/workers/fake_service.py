@@ -123,9 +123,9 @@ class FakeService:
     def _handle(self, handler, body):
         with self.changed:
             status, answer = self._refusal(handler.headers)
-            if status == 200 and handler.path == "/v1/agent/register":
+            if answer is None and handler.path == "/v1/agent/register":
                 answer = self._register(RegisterRequest.model_validate_json(body))
-            elif status == 200:
+            elif answer is None:
                 status, answer = self._sync(SyncRequest.model_validate_json(body))
             drop = self.drop_answers > 0 and status == 200
             self.drop_answers -= drop
