@@ -92,12 +92,9 @@ def close_session(tx: Connection, node_id: str, *, ended_at: datetime) -> None:
 
 def current_base_w(tx: Connection) -> dict[str, float]:
     """Power at idle of each node in W, as of its latest registration."""
-    latest = (
-        select(node_sessions.c.node_id, node_sessions.c.base_w)
-        .distinct(node_sessions.c.node_id)
-        .order_by(node_sessions.c.node_id, node_sessions.c.id.desc())
-    )
-    return dict(tx.execute(latest).tuples().all())
+    latest = select(func.max(node_sessions.c.id)).group_by(node_sessions.c.node_id)
+    query = select(node_sessions.c.node_id, node_sessions.c.base_w).where(node_sessions.c.id.in_(latest))
+    return dict(tx.execute(query).tuples().all())
 
 
 def add_samples(tx: Connection, rows: Sequence[dict[str, object]]) -> None:
