@@ -82,8 +82,7 @@ def set_progress(tx: Connection, job_id: str, progress: dict[str, object]) -> No
 
 
 def count_by_state(tx: Connection) -> dict[str, int]:
-    rows = tx.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state)).tuples().all()
-    return dict(rows)
+    return dict(tx.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state)).all())
 
 
 def add_event(tx: Connection, job_id: str, *, kind: str, now: datetime, **data: object) -> None:

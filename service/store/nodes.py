@@ -94,7 +94,7 @@ def current_base_w(tx: Connection) -> dict[str, float]:
     """Power at idle of each node in W, as of its latest registration."""
     latest = select(func.max(node_sessions.c.id)).group_by(node_sessions.c.node_id)
     query = select(node_sessions.c.node_id, node_sessions.c.base_w).where(node_sessions.c.id.in_(latest))
-    return dict(tx.execute(query).tuples().all())
+    return dict(tx.execute(query).all())
 
 
 def add_samples(tx: Connection, rows: Sequence[dict[str, object]]) -> None:
@@ -103,5 +103,5 @@ def add_samples(tx: Connection, rows: Sequence[dict[str, object]]) -> None:
 
 
 def count_by_state(tx: Connection) -> dict[str, int]:
-    rows = tx.execute(select(nodes.c.state, func.count()).group_by(nodes.c.state)).tuples().all()
-    return dict(rows)
+    query = select(nodes.c.state, func.count()).group_by(nodes.c.state)
+    return dict(tx.execute(query).all())
