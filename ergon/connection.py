@@ -140,7 +140,7 @@ class Connection:
                 f"{response.request.url} answered {status}, and not as Ergon does; check the server's address"
             )
         if status >= 500:
-            return UnexpectedAnswer(f"the service failed: {body.detail} (its log says more)")
+            return UnexpectedAnswer(f"the service failed: {body.detail}")
         if status in (401, 403):
             return Unauthorised(body, status)
         return NotFound(body, status) if status == 404 else RequestRefused(body, status)

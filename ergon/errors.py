@@ -33,7 +33,8 @@ class RequestRefused(ErgonError):
     """The service said no (a status of 4xx). `body` is what it said, `status` the HTTP status."""
 
     def __init__(self, body: ErrorBody, status: int) -> None:
-        fields = "; ".join(f"{error.field}: {error.message}" for error in body.errors)
+        unsaid = [error for error in body.errors if error.message not in body.detail]
+        fields = "; ".join(f"{error.field}: {error.message}" for error in unsaid)
         super().__init__(f"{body.detail} ({fields})" if fields else body.detail)
         self.body = body
         self.status = status

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from ergon.cli.cluster import print_report
-from ergon.cli.jobs import loss_curve
+from ergon.cli.jobs import describe_progress, loss_curve
 from ergon.cli.local import LocalCluster, LocalSettings, local_cluster
 from ergon.cli.output import clean_line, console, line
 from ergon.cli.processes import leave_on_signals
@@ -67,13 +67,17 @@ class DemoFailed(ErgonError):
 
     exit_code = 1
 
+    def __init__(self, message: str, details: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.details = details
+
 
 def demo(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False) -> None:
     """Run the whole path here: start a cluster, train on two nodes, wait in line, report the energy, stop everything.
 
     It uses a folder of its own, which it removes; after a failure the folder stays, with the logs.
     """
-    screen = Console(stderr=True, markup=False, highlight=False) if as_json else console()
+    screen = console(stderr=as_json)
     with own_folder() as folder:
         settings = LocalSettings(
             data_dir=folder, port=0, agents=AGENTS, slots_per_agent=SLOTS, environment=_environment(os.environ)
@@ -101,7 +105,8 @@ def own_folder() -> Iterator[Path]:
     try:
         yield folder
     except ErgonError as error:
-        raise DemoFailed(f"the demonstration failed: {error}; its logs are kept in {folder / 'log'}") from error
+        message = f"the demonstration failed: {error}; its logs are kept in {folder / 'log'}"
+        raise DemoFailed(message, error.details) from error
     except Exception:
         typer.echo(f"the logs are kept in {folder / 'log'}", err=True)
         raise
@@ -208,6 +213,8 @@ def _tell(story: Story) -> None:
     line(f"{job.spec.name} on {nodes}: the loss")
     for row in story.curve:
         line(row)
+    if job.progress:
+        line(f"the end: {describe_progress(job.progress)}")
     accuracy, seconds = _accuracy(story), _seconds(job)
     if accuracy is not None and seconds is not None:
         line(f"validation accuracy {accuracy:.4f} after {show_duration(seconds)}")

@@ -223,4 +223,5 @@ def cancel(
 
 def say_end(job: JobView) -> None:
     """How a job ended, on stderr."""
-    note(f"{job.state} after {_ran(job)}" + (f": {job.reason}" if job.reason else ""))
+    ran = f" after {_ran(job)}" if job.started_at else ""
+    note(f"{job.state}{ran}" + (f": {job.reason}" if job.reason else ""))

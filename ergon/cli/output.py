@@ -74,10 +74,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     console().print(grid)
 
 
-def console() -> Console:
-    """Standard output as rich sees it, without reading markup into what others wrote."""
-    width = None if sys.stdout.isatty() else FILE_WIDTH
-    return Console(width=width, markup=False, highlight=False, emoji=False)
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or standard error, as rich sees it, without reading markup into what others wrote."""
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else FILE_WIDTH
+    return Console(stderr=stderr, width=width, markup=False, highlight=False, emoji=False)
 
 
 def local_time(moment: datetime | None) -> str:

@@ -46,6 +46,8 @@ class LineBoard:
     def show(self, jobs: Iterable[JobView]) -> None:
         for job in jobs:
             text = f"{job.user}/{job.spec.name}: {_standing(job)}"
+            if job.state in FINAL_JOB_STATES and job.progress:
+                text += f" ({_reached(job.progress)})"
             if self._said.get(job.id) != text:
                 self._said[job.id] = text
                 typer.echo(clean_line(text), err=self._to_stderr)

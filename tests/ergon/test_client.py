@@ -189,6 +189,13 @@ def test_a_refusal_keeps_its_body_and_names_the_fields() -> None:
     assert caught.value.body.errors == [fault]
 
 
+def test_a_refusal_does_not_say_the_same_twice() -> None:
+    wire = Wire(refusal(422, "invalid", "There is no queue x.", FieldError(field="queue", message="no queue x")))
+    with pytest.raises(RequestRefused) as caught:
+        wire.client().submit(SPEC)
+    assert str(caught.value) == "There is no queue x."
+
+
 def test_listings_read_all_pages_and_only_as_many_as_are_used() -> None:
     def page(request: httpx.Request) -> httpx.Response:
         number = int(request.url.params.get("cursor", "0"))

@@ -20,7 +20,11 @@ def test_without_a_terminal_every_change_is_one_line(capsys: pytest.CaptureFixtu
         [a_job(verdict=WAITING)],
         [a_job(state=JobState.RUNNING, node="node-1", verdict=WAITING)],
         [a_job(state=JobState.RUNNING, node="node-1", progress=ProgressView(epoch=1))],
-        [a_job(state=JobState.FAILED, node="node-1", reason="exit code 3")],
+        [
+            a_job(
+                state=JobState.FAILED, node="node-1", reason="exit code 3", progress=ProgressView(metrics={"loss": 2.0})
+            )
+        ],
     ]
     with board:
         for jobs in states:
@@ -28,7 +32,7 @@ def test_without_a_terminal_every_change_is_one_line(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.splitlines() == [
         "alice/train: queued, waiting",
         "alice/train: running on node-1",
-        "alice/train: failed: exit code 3",
+        "alice/train: failed: exit code 3 (loss 2)",
     ]
 
 
