@@ -68,7 +68,8 @@ def _save_credentials(cluster: LocalCluster) -> Path:
 def _greet(cluster: LocalCluster, settings: LocalSettings, credentials: Path) -> None:
     line(f"page      {cluster.url}/")
     line(f"API docs  {cluster.url}/docs")
-    line(f"nodes     {', '.join(node_names(settings.agents))} with {settings.slots_per_agent} CPU slots each")
+    slots = f"{settings.slots_per_agent} CPU slot{'' if settings.slots_per_agent == 1 else 's'} each"
+    line(f"nodes     {', '.join(node_names(settings.agents))} with {slots}")
     line(f"token     an administrator's, written to {credentials}; `ergon` commands of yours use it")
     line(f"logs      {settings.data_dir.absolute() / 'log'}")
     line("Ctrl-C stops everything")

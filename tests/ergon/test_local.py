@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from ergon.cli import local
-from ergon.cli.local import LocalClusterError, LocalSettings, default_data_dir, local_cluster
+from ergon.cli.local import LocalCluster, LocalClusterError, LocalSettings, default_data_dir, local_cluster
+from ergon.cli.main import main
 from ergon.cli.processes import ProcessFailed
+from ergon.credentials import Credentials, load
 from protocol.states import Role
 
 STAND_IN = textwrap.dedent("""
@@ -143,3 +145,48 @@ def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert default_data_dir({"XDG_DATA_HOME": "/data"}) == Path("/data/ergon")
     assert default_data_dir({}) == Path.home() / ".local/share/ergon"
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`ergon up` is interrupted as soon as everything runs."""
+
+    def interrupt(cluster: LocalCluster) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalCluster, "wait_for_a_death", interrupt)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in [name for name in os.environ if name.startswith("ERGON_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_up_says_where_everything_is_and_saves_the_administrators_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["up", "--data-dir", str(tmp_path / "data"), "--port", "0", "--slots-per-agent", "1"]) == 130
+    out, err = capsys.readouterr()
+    saved = tmp_path / "config" / "ergon" / "credentials.json"
+    for words in (
+        "http://127.0.0.1:4321/\n",
+        "http://127.0.0.1:4321/docs\n",
+        "node-1, node-2 with 1 CPU slot each",
+        str(saved),
+    ):
+        assert words in out
+    assert err.splitlines()[-2:] == ["stopping", "ergon: interrupted"]
+    assert load(saved) == Credentials(server="http://127.0.0.1:4321", token="token-of-admin")
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_up_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", "--json", "--data-dir", str(tmp_path / "data"), "--port", "0"]) == 130
+    assert json.loads(capsys.readouterr().out)["url"] == "http://127.0.0.1:4321"
+
+
+def test_up_shows_the_end_of_the_log_of_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fail-api").touch()
+    assert main(["up", "--data-dir", str(tmp_path), "--port", "0"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == f"ergon: api ended with code 1; its log is {tmp_path / 'log' / 'api.log'}"
+    assert lines[2:] == ["  it went wrong"]
