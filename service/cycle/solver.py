@@ -13,12 +13,10 @@ import subprocess
 import sys
 from typing import IO
 
-from scheduler.solve import solve
-
 from scheduler import codec
-from scheduler.greedy import greedy_plan
 from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
+from scheduler.solve import solve, solve_greedily
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +61,7 @@ class SolverProcess:
             log.error("the solver failed and is replaced; the greedy plan is used: %s", failure)
             self.stop()
             self.start()
-            return greedy_plan(problem)
+            return solve_greedily(problem)
 
     def _ask(self, problem: Problem, budget: Budget) -> Plan:
         if self._child is None or self._child.poll() is not None:

@@ -1,0 +1,8 @@
+"""Arrays, dependencies, retries, hold."""
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    pass

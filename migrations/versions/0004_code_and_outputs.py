@@ -1,0 +1,8 @@
+"""Archives of code, outputs of attempts."""
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    pass
