@@ -136,7 +136,9 @@ def _job_after_attempt(
         job_store.add_event(tx, job.id, kind="requeued", now=now, epoch=attempt.epoch, reason=reason.value)
         notify(tx, "cycle")
         return
-    job_store.change_job(tx, job.id, old=old, state=new.value, ended_at=now, reason=sentence, exit_code=exit_code)
+    # Two requests may take the time in one order and the lock in the other.
+    ended_at = max(now, job.started_at or now)
+    job_store.change_job(tx, job.id, old=old, state=new.value, ended_at=ended_at, reason=sentence, exit_code=exit_code)
     job_store.add_event(tx, job.id, kind="ended", now=now, state=new.value, exit_code=exit_code)
 
 
