@@ -199,6 +199,7 @@ def test_a_launch_record_without_a_start_never_starts(service, agent, tmp_path):
 
 def test_an_attempt_without_a_record_is_told_unknown_and_what_is_left_of_it_is_killed(service, agent, gate, tmp_path):
     """A state folder that was lost while its ranks ran."""
+    service.lease_s = 3600.0
     hold = gate()
     service.grant(assignment(command=hold.script()))
     first = agent().wait_ready()

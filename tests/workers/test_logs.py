@@ -31,6 +31,7 @@ def ship(shipper, folder, store, ranks=(0,)):
     calls = 0
     shipper.follow("a1", folder, ranks, store.offsets())
     while chunks := shipper.collect():
+        assert calls < 1_000, "it ships the same again and again"
         store.take(chunks)
         shipper.follow("a1", folder, ranks, store.offsets())
         calls += 1
@@ -149,7 +150,7 @@ lines = st.sampled_from([b"", b"a", b'{"step": 1}', LONG[:-1], LONG, LONG * 9])
 
 
 @settings(max_examples=60)
-@given(written=st.lists(lines, max_size=6), cuts=st.lists(st.integers(1, 200_000), max_size=6))
+@given(written=st.lists(lines, max_size=6), cuts=st.lists(st.integers(1, 200_000) | st.just(len(LONG) + 9), max_size=6))
 def test_long_lines_become_blanks_and_all_others_arrive_whole(tmp_path_factory, written, cuts):
     folder = tmp_path_factory.mktemp("progress")
     data = b"".join(line + b"\n" for line in written)
@@ -162,6 +163,16 @@ def test_long_lines_become_blanks_and_all_others_arrive_whole(tmp_path_factory, 
         ship(shipper, folder, store)
     expected = [b" " * len(line) if len(line) > MAX_LINE_BYTES else line for line in written]
     assert bytes(store.streams.get("0/progress", b"")) == b"".join(line + b"\n" for line in expected)
+
+
+def test_the_rest_of_a_long_line_is_blank_too_although_it_is_short(tmp_path):
+    path = tmp_path / "rank-0.progress"
+    store, shipper = Store(), Shipper()
+    for piece in (LONG, b'{"step": 1}', b"\n", b'{"step": 2}\n'):
+        with path.open("ab") as file:
+            file.write(piece)
+        ship(shipper, tmp_path, store)
+    assert bytes(store.streams["0/progress"]).split() == [b'{"step":', b"2}"]
 
 
 @pytest.mark.parametrize(
