@@ -1,0 +1,305 @@
+"""Which job could start where, right now: the problem as the searches see it, with indices instead of ids.
+
+Jobs stand in line by precedence, nodes by id, whatever their order in the problem, so that neither order matters.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from scheduler.feasibility import free_devices, takes_work
+from scheduler.objective import Stake, on_time_s, stakes, tiers
+from scheduler.plan import MemberPlacement, Placement
+from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A node that takes work. `kinds` are its wholly free devices.
+
+    Keeping it on costs `rate_w` (PUE included) for every second beyond `end_s`, up to the horizon; 0 for a node that
+    stays on anyway. `boot_j` (PUE included) is charged once if it is off. Sites of one `group` are interchangeable.
+    """
+
+    node: Node
+    kinds: Mapping[str, int]
+    end_s: float
+    rate_w: float
+    boot_j: float
+    group: int
+
+    @property
+    def charged(self) -> bool:
+        """Whether it costs anything to put work here."""
+        return self.rate_w > 0 or self.boot_j > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One shape of a job that can start now. Each of `members` needs a site of its own among `sites` (indices).
+
+    `end_s` is when it ends, cut at the horizon. `extra_j` (PUE included) is its work beyond the job's cheapest shape.
+    """
+
+    shape: int
+    members: int
+    devices: int
+    kind: str
+    millicores: int
+    memory_bytes: int
+    end_s: float
+    extra_j: float
+    sites: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A possible job in line. `tier` counts priorities from 0, the highest. Jobs of one `twin` number differ in nothing
+    but their place in line. Without options it cannot start now.
+    """
+
+    job: Job
+    stake: Stake
+    tier: int
+    twin: int
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """A line, the sites it competes for, and how many tiers the whole problem has."""
+
+    line: tuple[Candidate, ...]
+    sites: tuple[Site, ...]
+    tiers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A job of the line starts with one of its options on these sites (indices, ascending)."""
+
+    option: int
+    sites: tuple[int, ...]
+
+
+Choices = Mapping[int, Choice]
+"""Which jobs start, by index in the line."""
+
+
+def find_candidates(problem: Problem) -> Candidates:
+    """The line of possible jobs with every way each could start on what is free now."""
+    sites = _sites(problem)
+    staked = stakes(problem)
+    line = sorted((job for job in problem.jobs if job.id in staked), key=lambda job: (-job.priority, job.order, job.id))
+    ranks = {priority: rank for rank, priority in enumerate(tiers(line))}
+    twins: dict[object, int] = {}
+    asked: dict[object, tuple[int, ...]] = {}
+    candidates: list[Candidate] = []
+    for job in line:
+        stake = staked[job.id]
+        candidates.append(
+            Candidate(
+                job=job,
+                stake=stake,
+                tier=ranks[job.priority],
+                twin=twins.setdefault((job.priority, job.shapes, job.wait_w), len(twins)),
+                options=_options(problem, job, stake, sites, asked),
+            )
+        )
+    return Candidates(line=tuple(candidates), sites=sites, tiers=len(ranks))
+
+
+def pools(candidates: Candidates) -> list[Candidates]:
+    """The parts that share no site, which are solved one by one; jobs without an option are in none.
+
+    Waiting of a tier and cost add up over the parts, so the best plan of the whole is the best plans of the parts.
+    """
+    root = list(range(len(candidates.sites)))
+
+    def find(site: int) -> int:
+        while root[site] != site:
+            root[site] = root[root[site]]
+            site = root[site]
+        return site
+
+    for candidate in candidates.line:
+        sites = [site for option in candidate.options for site in option.sites]
+        for site in sites[1:]:
+            root[find(site)] = find(sites[0])
+    members: dict[int, list[int]] = {}
+    for site in range(len(candidates.sites)):
+        members.setdefault(find(site), []).append(site)
+    lines: dict[int, list[Candidate]] = {}
+    for candidate in candidates.line:
+        if candidate.options:
+            lines.setdefault(find(candidate.options[0].sites[0]), []).append(candidate)
+    return [_pool(candidates, lines[part], members[part]) for part in lines]
+
+
+def charge_j(candidates: Candidates, choices: Choices) -> float:
+    """The part of the objective that decisions change, in J: waits, dearer shapes, longer on-time and boots.
+
+    Never negative. The rest is the off, on and deferred terms of the plan that starts nothing.
+    """
+    ends: dict[int, float] = {}
+    joules = 0.0
+    for index, candidate in enumerate(candidates.line):
+        choice = choices.get(index)
+        if choice is None:
+            joules += candidate.stake.wait_j
+            continue
+        option = candidate.options[choice.option]
+        joules += option.extra_j
+        for site in choice.sites:
+            ends[site] = max(ends.get(site, 0.0), option.end_s)
+    for index, end_s in ends.items():
+        site = candidates.sites[index]
+        joules += site.rate_w * max(0.0, end_s - site.end_s) + site.boot_j
+    return joules
+
+
+def waiting_of(candidates: Candidates, choices: Choices) -> tuple[int, ...]:
+    """Waiting of each tier under the choices, as `scheduler.objective.waiting` counts it."""
+    sums = [0] * candidates.tiers
+    for index, candidate in enumerate(candidates.line):
+        if index not in choices:
+            sums[candidate.tier] += candidate.stake.weight
+    return tuple(sums)
+
+
+def ends_of(pool: Candidates) -> list[float]:
+    """Every end that an option of the pool can have, in s, ascending."""
+    return sorted({option.end_s for candidate in pool.line for option in candidate.options})
+
+
+def places(pool: Candidates) -> int:
+    """How many pairs of option and site the pool has: the size of an exact model of it."""
+    return sum(len(option.sites) for candidate in pool.line for option in candidate.options)
+
+
+def geometric(ends: Sequence[float], count: int) -> list[float]:
+    """At most `count` ends in equal ratios from the first of `ends` to the last: what matters is the ratio of two."""
+    if len(ends) <= count:
+        return list(ends)
+    step = math.log(ends[-1] / ends[0]) / (count - 1)
+    return [ends[0], *(ends[0] * math.exp(step * number) for number in range(1, count - 1)), ends[-1]]
+
+
+def device_limits(site: Site, options: Sequence[Option]) -> list[tuple[list[int], int]]:
+    """For each kind of device: how many a member of each option takes on the site, and how many there are."""
+    return [
+        ([option.devices if option.kind == kind else 0 for option in options], free)
+        for kind, free in site.kinds.items()
+        if any(option.kind == kind for option in options)
+    ]
+
+
+def host_limits(site: Site, options: Sequence[Option]) -> list[tuple[list[int], int]]:
+    """The same for CPU and for memory, where they can run out before the devices do.
+
+    A row is divided by the common divisor of its needs, which loses nothing and keeps a solver's numbers small.
+    """
+    rows: list[tuple[list[int], int]] = []
+    for needs, free in (
+        ([option.millicores for option in options], site.node.free_millicores),
+        ([option.memory_bytes for option in options], site.node.free_memory_bytes),
+    ):
+        per_device = dict.fromkeys(site.kinds, 0.0)
+        for option, need in zip(options, needs, strict=True):
+            per_device[option.kind] = max(per_device[option.kind], need / option.devices)
+        if sum(site.kinds[kind] * most for kind, most in per_device.items()) > free:
+            divisor = math.gcd(*needs)
+            rows.append(([need // divisor for need in needs], free // divisor))
+    return rows
+
+
+def to_placements(candidates: Candidates, choices: Choices) -> tuple[Placement, ...]:
+    """The choices with concrete devices: on each node the first wholly free ones, in the node's order."""
+    free = [
+        {
+            kind: [device.id for device in site.node.devices if device.kind == kind and device.free == WHOLE_DEVICE][
+                ::-1
+            ]
+            for kind in site.kinds
+        }
+        for site in candidates.sites
+    ]
+    placements: list[Placement] = []
+    for index in sorted(choices):
+        candidate, choice = candidates.line[index], choices[index]
+        option = candidate.options[choice.option]
+        members = tuple(
+            MemberPlacement(
+                node=candidates.sites[site].node.id,
+                devices=tuple(free[site][option.kind].pop() for _ in range(option.devices)),
+            )
+            for site in choice.sites
+        )
+        placements.append(Placement(job=candidate.job.id, shape=option.shape, members=members))
+    return tuple(placements)
+
+
+def _pool(candidates: Candidates, line: Sequence[Candidate], sites: Sequence[int]) -> Candidates:
+    number = {site: index for index, site in enumerate(sites)}
+    return Candidates(
+        line=tuple(
+            replace(
+                candidate,
+                options=tuple(
+                    replace(option, sites=tuple(number[site] for site in option.sites)) for option in candidate.options
+                ),
+            )
+            for candidate in line
+        ),
+        sites=tuple(candidates.sites[site] for site in sites),
+        tiers=candidates.tiers,
+    )
+
+
+def _sites(problem: Problem) -> tuple[Site, ...]:
+    groups: dict[object, int] = {}
+    sites: list[Site] = []
+    for node in sorted(problem.nodes, key=lambda node: node.id):
+        if not takes_work(node):
+            continue
+        kinds = free_devices(node)
+        end_s = on_time_s(node, {}, problem.horizon_s)
+        rate_w = problem.pue * (node.power.base_w - node.power.off_w) if node.can_switch else 0.0
+        boot_j = 0.0 if node.on else problem.pue * node.power.boot_j
+        state = (tuple(sorted(kinds.items())), node.free_millicores, node.free_memory_bytes, end_s, rate_w, boot_j)
+        group = groups.setdefault(state, len(groups))
+        sites.append(Site(node=node, kinds=kinds, end_s=end_s, rate_w=rate_w, boot_j=boot_j, group=group))
+    return tuple(sites)
+
+
+def _options(
+    problem: Problem, job: Job, stake: Stake, sites: Sequence[Site], asked: dict[object, tuple[int, ...]]
+) -> tuple[Option, ...]:
+    """Shapes of the job that enough sites can take now. `asked` remembers the sites of each demand."""
+    options: list[Option] = []
+    for index in stake.shapes:
+        shape = job.shapes[index]
+        demand = (shape.kind, shape.devices, shape.millicores, shape.memory_bytes)
+        if demand not in asked:
+            asked[demand] = tuple(
+                number
+                for number, site in enumerate(sites)
+                if site.kinds.get(shape.kind, 0) >= shape.devices
+                and site.node.free_millicores >= shape.millicores
+                and site.node.free_memory_bytes >= shape.memory_bytes
+            )
+        if len(asked[demand]) >= shape.members:
+            options.append(
+                Option(
+                    shape=index,
+                    members=shape.members,
+                    devices=shape.devices,
+                    kind=shape.kind,
+                    millicores=shape.millicores,
+                    memory_bytes=shape.memory_bytes,
+                    end_s=min(shape.run_s, problem.horizon_s),
+                    extra_j=problem.pue * (shape.work_j - stake.deferred_j),
+                    sites=asked[demand],
+                )
+            )
+    return tuple(options)

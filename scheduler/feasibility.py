@@ -1,0 +1,203 @@
+"""Can a job ever run on the nodes that are present, can it start now, and if not, why not.
+
+Every "no" carries the numbers and what would be accepted. Loads fast: the API calls it in its own process.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scheduler.plan import Reason
+from scheduler.problem import WHOLE_DEVICE, Job, Node, Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What `count` alike nodes have for one member each: whole devices by kind, thousandths of a core, bytes."""
+
+    devices: Mapping[str, int]
+    millicores: int
+    memory_bytes: int
+    count: int
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether one such node takes a member of the shape."""
+        return (
+            self.devices.get(shape.kind, 0) >= shape.devices
+            and self.millicores >= shape.millicores
+            and self.memory_bytes >= shape.memory_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """Room of all nodes in total, of those that take work what is free, and of those that do not, in total."""
+
+    total: tuple[Room, ...]
+    free: tuple[Room, ...]
+    closed: tuple[Room, ...]
+
+
+def survey(nodes: Sequence[Node]) -> Survey:
+    """What the verdicts of one cycle need to know of the nodes."""
+    return Survey(
+        total=total_room(nodes),
+        free=free_room(nodes),
+        closed=total_room(node for node in nodes if not takes_work(node)),
+    )
+
+
+def total_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
+    """Room of all nodes, were they empty, on and open; nodes with equal room are counted together."""
+    return _grouped(
+        (Counter(device.kind for device in node.devices), node.cpu_millicores, node.memory_bytes) for node in nodes
+    )
+
+
+def free_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
+    """Room that is free now on the nodes that take work."""
+    return _grouped(
+        (free_devices(node), node.free_millicores, node.free_memory_bytes) for node in nodes if takes_work(node)
+    )
+
+
+def takes_work(node: Node) -> bool:
+    """Whether a job may start on the node now: it is open, and on or able to be switched on."""
+    return node.open and (node.on or node.can_switch)
+
+
+def free_devices(node: Node) -> Counter[str]:
+    """Wholly free devices of the node by kind."""
+    return Counter(device.kind for device in node.devices if device.free == WHOLE_DEVICE)
+
+
+def fits(shape: Shape, rooms: Sequence[Room]) -> bool:
+    """Whether every member of the gang finds a node of its own."""
+    return sum(room.count for room in rooms if room.holds(shape)) >= shape.members
+
+
+def possible_shapes(job: Job, rooms: Sequence[Room]) -> tuple[int, ...]:
+    """Indices of the job's shapes that the nodes of `rooms` (of `total_room`) could carry, were all of them free."""
+    return tuple(index for index, shape in enumerate(job.shapes) if fits(shape, rooms))
+
+
+def why_impossible(shapes: Sequence[Shape], rooms: Sequence[Room]) -> tuple[Reason, ...]:
+    """Why no set of the present nodes could ever run the job, shape by shape; empty if one could.
+
+    `rooms` is `total_room` of the nodes.
+    """
+    if any(fits(shape, rooms) for shape in shapes):
+        return ()
+    if not shapes:
+        return (Reason(code="no_shape", message="the job accepts no shape; give it at least one"),)
+    return _unique(_lack(shape, rooms, _EVER) for shape in shapes)
+
+
+def why_not_now(job: Job, survey: Survey, placed: int) -> tuple[Reason, ...]:
+    """Why a job that is possible was left waiting by a plan that starts `placed` other jobs; never empty.
+
+    If the job would fit without those, they are the reason; otherwise the reasons say what live allocations and closed
+    nodes leave too little of.
+    """
+    if any(fits(shape, survey.free) for shape in job.shapes):
+        message = f"the free devices would do, but go to {_counted(placed, 'job')} that the plan starts now"
+        return (Reason(code="behind_others", message=message),)
+    reasons: list[Reason] = []
+    for shape in job.shapes:
+        if not fits(shape, survey.total):
+            continue
+        useful = sum(room.count for room in survey.closed if room.holds(shape))
+        if useful:
+            message = f"{_counted(useful, 'node')} that could take a member: lost, closed to new work or switched off"
+            reasons.append(Reason(code="nodes_closed", message=message))
+        reasons.append(_lack(shape, survey.free, _NOW))
+    return _unique(reasons)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wording:
+    """How a lack is named: what the nodes never have, or only lack now."""
+
+    word: str
+    able: str
+    kind: str
+    devices: str
+    cores: str
+    memory: str
+    nodes: str
+
+
+_EVER = _Wording(
+    word="present",
+    able="can take one",
+    kind="no_such_kind",
+    devices="too_few_devices",
+    cores="too_few_cores",
+    memory="too_little_memory",
+    nodes="too_few_nodes",
+)
+_NOW = _Wording(
+    word="free",
+    able="can take one now",
+    kind="devices_busy",
+    devices="devices_busy",
+    cores="cores_busy",
+    memory="memory_busy",
+    nodes="nodes_busy",
+)
+
+
+def _grouped(rooms: Iterable[tuple[Mapping[str, int], int, int]]) -> tuple[Room, ...]:
+    counts: Counter[tuple[tuple[tuple[str, int], ...], int, int]] = Counter(
+        (tuple(sorted(devices.items())), millicores, memory) for devices, millicores, memory in rooms
+    )
+    return tuple(
+        Room(devices=dict(devices), millicores=millicores, memory_bytes=memory, count=count)
+        for (devices, millicores, memory), count in counts.items()
+    )
+
+
+def _lack(shape: Shape, rooms: Sequence[Room], say: _Wording) -> Reason:
+    """The first thing the nodes have too little of for this shape, with what they have."""
+    devices = f"{shape.devices} {shape.kind}"
+    most = max((room.devices.get(shape.kind, 0) for room in rooms), default=0)
+    if most == 0:
+        kinds = sorted({kind for room in rooms for kind, count in room.devices.items() if count})
+        message = f"no {shape.kind} device is {say.word}; {say.word} kinds: {', '.join(kinds) or 'none'}"
+        return Reason(code=say.kind, message=message)
+    if most < shape.devices:
+        message = (
+            f"each member asks for {devices} on one node, and the most {say.word} on one node is {most}; "
+            f"ask for at most {most}"
+        )
+        return Reason(code=say.devices, message=message)
+    able = [room for room in rooms if room.devices.get(shape.kind, 0) >= shape.devices]
+    cores = max(room.millicores for room in able) / 1000
+    if cores < shape.millicores / 1000:
+        message = (
+            f"each member asks for {shape.millicores / 1000:g} CPU cores beside {devices}, and the most {say.word} on "
+            f"such a node is {cores:g}; ask for at most {cores:g}"
+        )
+        return Reason(code=say.cores, message=message)
+    able = [room for room in able if room.millicores >= shape.millicores]
+    memory = max(room.memory_bytes for room in able)
+    if memory < shape.memory_bytes:
+        message = (
+            f"each member asks for {shape.memory_bytes} bytes of memory beside {devices} and its CPU cores, and the "
+            f"most {say.word} on such a node is {memory}; ask for at most {memory}"
+        )
+        return Reason(code=say.memory, message=message)
+    count = sum(room.count for room in able if room.memory_bytes >= shape.memory_bytes)
+    message = (
+        f"the gang has {_counted(shape.members, 'member')} of {devices}, each on a node of its own, and "
+        f"{_counted(count, 'node')} {say.able}; ask for at most {_counted(count, 'member')}"
+    )
+    return Reason(code=say.nodes, message=message)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _unique(reasons: Iterable[Reason]) -> tuple[Reason, ...]:
+    return tuple(dict.fromkeys(reasons))

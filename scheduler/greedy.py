@@ -1,0 +1,121 @@
+"""Baseline and fallback: every job in line starts where it adds least, if it fits at all. Needs no solver."""
+
+from collections.abc import Iterable
+
+from scheduler.candidates import Candidate, Candidates, Choice, Choices, Option, Site
+
+REPACK_ATTEMPTS = 40
+
+
+def complete(candidates: Candidates, choices: Choices) -> dict[int, Choice]:
+    """`choices` and every further job that still fits, in line order, each with the option that adds fewest joules.
+
+    A job is placed whole or not at all. What it adds: dearer shape, boots, longer on-time. Equal joules go to the
+    tightest fit, so that wide gangs find room later. Starting from no choices this is the greedy plan.
+    """
+    room = [_Room(site) for site in candidates.sites]
+    for index, choice in choices.items():
+        option = candidates.line[index].options[choice.option]
+        for site in choice.sites:
+            room[site].take(option)
+    found = dict(choices)
+    for index, candidate in enumerate(candidates.line):
+        if index not in found:
+            choice = _cheapest(candidate, range(len(candidate.options)), room)
+            if choice is not None:
+                found[index] = choice
+                for site in choice.sites:
+                    room[site].take(candidate.options[choice.option])
+    return found
+
+
+def repack(candidates: Candidates, choices: Choices, *, keep_shapes: bool) -> dict[int, Choice] | None:
+    """The same jobs placed anew, the longest first, so that short ones ride along on nodes that are on anyway.
+
+    `keep_shapes` leaves each job the option it has, which makes it likelier that all find room again. A job that finds
+    none moves forward in the order and all is placed again; None if that does not help in `REPACK_ATTEMPTS`.
+    """
+    jobs = {
+        index: [choice.option] if keep_shapes else list(range(len(candidates.line[index].options)))
+        for index, choice in choices.items()
+    }
+
+    def length(index: int) -> tuple[float, int, int]:
+        options = [candidates.line[index].options[number] for number in jobs[index]]
+        return (-max(option.end_s for option in options), -max(option.devices for option in options), index)
+
+    order = sorted(choices, key=length)
+    for attempt in range(REPACK_ATTEMPTS):
+        room = [_Room(site) for site in candidates.sites]
+        found: dict[int, Choice] = {}
+        for place, index in enumerate(order):
+            choice = _cheapest(candidates.line[index], jobs[index], room)
+            if choice is None:
+                # Alternately to the front and half the way there: either alone can go in circles.
+                order.insert(place // 2 * (attempt % 2), order.pop(place))
+                break
+            found[index] = choice
+            for site in choice.sites:
+                room[site].take(candidates.line[index].options[choice.option])
+        else:
+            return found
+    return None
+
+
+class _Room:
+    """What is left of a site while jobs are placed on it."""
+
+    __slots__ = ("boot_j", "end_s", "kinds", "memory_bytes", "millicores", "rate_w", "total")
+
+    def __init__(self, site: Site) -> None:
+        self.kinds = dict(site.kinds)
+        self.total = sum(site.kinds.values())
+        self.millicores = site.node.free_millicores
+        self.memory_bytes = site.node.free_memory_bytes
+        self.end_s = site.end_s
+        self.rate_w = site.rate_w
+        self.boot_j = site.boot_j
+
+    def holds(self, option: Option) -> bool:
+        return (
+            self.kinds[option.kind] >= option.devices
+            and self.millicores >= option.millicores
+            and self.memory_bytes >= option.memory_bytes
+        )
+
+    def adds_j(self, option: Option) -> float:
+        return self.boot_j + self.rate_w * max(0.0, option.end_s - self.end_s)
+
+    def take(self, option: Option) -> None:
+        self.kinds[option.kind] -= option.devices
+        self.total -= option.devices
+        self.millicores -= option.millicores
+        self.memory_bytes -= option.memory_bytes
+        self.end_s = max(self.end_s, option.end_s)
+        self.boot_j = 0.0
+
+
+def _cheapest(candidate: Candidate, numbers: Iterable[int], room: list[_Room]) -> Choice | None:
+    """The choice among the candidate's options of these numbers that adds least; None if none fits."""
+    best: tuple[float, Choice] | None = None
+    for number in numbers:
+        option = candidate.options[number]
+        # Least joules first; then nodes without other kinds, few devices left, few cores left; then the name.
+        ranked = sorted(
+            (
+                room[site].adds_j(option),
+                room[site].total - room[site].kinds[option.kind],
+                room[site].kinds[option.kind],
+                room[site].millicores,
+                room[site].memory_bytes,
+                site,
+            )
+            for site in option.sites
+            if room[site].holds(option)
+        )
+        if len(ranked) >= option.members:
+            chosen = ranked[: option.members]
+            adds_j = option.extra_j + sum(entry[0] for entry in chosen)
+            if best is None or adds_j < best[0]:
+                best = (adds_j, Choice(option=number, sites=tuple(sorted(entry[-1] for entry in chosen))))
+    return None if best is None else best[1]

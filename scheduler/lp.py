@@ -1,0 +1,243 @@
+"""A linear relaxation of the start-now problem, aggregated over interchangeable sites. It proves bounds.
+
+Variables: the members y of each option on each group of alike sites; and for a group that costs something to keep on,
+the number z of its sites that stay on past each end of a job. That is a ladder: never more past a later end than past
+an earlier one. Jobs that differ only in their place in line share their variables.
+
+Every row holds for every integer plan. A bound is read off the dual values and not off the objective: multipliers of
+the right sign prove a bound however they were found, so rounding errors or a solve cut short cannot make it false.
+"""
+# scipy ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+from scipy.sparse import csr_array, vstack
+
+from scheduler.candidates import (
+    Candidate,
+    Candidates,
+    Option,
+    Site,
+    device_limits,
+    ends_of,
+    geometric,
+    host_limits,
+    places,
+)
+
+Vector = NDArray[np.float64]
+
+EXACT_PLACES = 30_000
+"""Up to this many pairs of option and site every end of a job is a step of the ladder."""
+
+FEW_ENDS = 24
+"""Steps of the ladder in a larger pool."""
+
+MAX_ITERATIONS = 50_000
+"""Limit of simplex steps: a hard instance costs a bounded amount of work, the same in every run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What is proven of one tier's waiting in the plans that a bound speaks of: at least `floor`, at most `cap`."""
+
+    floor: int
+    cap: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relaxation:
+    """rows * v <= most, 0 <= v <= upper, with `rows` a sparse matrix.
+
+    The waiting of tier t is `weights[t] + waiting[t] * v`; the charge (`scheduler.candidates.charge_j`, J) is
+    `waits_j + charge * v`.
+    """
+
+    rows: Any
+    most: Vector
+    upper: Vector
+    charge: Vector
+    waits_j: float
+    waiting: tuple[Vector, ...]
+    weights: tuple[int, ...]
+
+    def waiting_floor(self, tier: int, known: Sequence[Known]) -> float:
+        """Lower bound of a tier's waiting in all plans whose first tiers wait as `known`."""
+        return self.weights[tier] + self._least(self.waiting[tier], known)
+
+    def charge_floor(self, known: Sequence[Known]) -> float:
+        """Lower bound of the charge, in J, of all plans whose first tiers wait as `known`."""
+        return self.waits_j + self._least(self.charge, known)
+
+    def _least(self, objective: Vector, known: Sequence[Known]) -> float:
+        scale = float(np.abs(objective).max(initial=0.0))
+        if scale == 0.0:
+            return 0.0
+        rows, most = self._narrowed(known)
+        result: Any = linprog(
+            objective / scale,
+            A_ub=rows,
+            b_ub=most,
+            bounds=np.column_stack([np.zeros_like(self.upper), self.upper]),
+            method="highs-ds",
+            options={"maxiter": MAX_ITERATIONS},
+        )
+        found: Vector | None = result.ineqlin.marginals
+        prices = np.zeros_like(most) if found is None else np.minimum(found, 0.0) * scale
+        reduced = objective - rows.T @ prices
+        return float(prices @ most + np.minimum(reduced, 0.0) @ self.upper)
+
+    def _narrowed(self, known: Sequence[Known]) -> tuple[Any, Vector]:
+        """The rows and what is known of the first tiers, each row scaled by the tier's weight."""
+        lines: list[Vector] = []
+        most: list[float] = []
+        for tier, fact in enumerate(known):
+            weight = self.weights[tier]
+            if weight:
+                lines += [self.waiting[tier] / weight, -self.waiting[tier] / weight]
+                most += [fact.cap / weight - 1, 1 - fact.floor / weight]
+        if not lines:
+            return self.rows, self.most
+        return vstack([self.rows, csr_array(np.array(lines))]).tocsr(), np.concatenate([self.most, most])
+
+
+def relax(pool: Candidates) -> Relaxation:
+    """The relaxation of a pool. In a large one the ends are rounded down to a few, which leaves it a bound."""
+    groups: dict[int, list[Site]] = defaultdict(list)
+    for site in pool.sites:
+        groups[site.group].append(site)
+    ends = ends_of(pool)
+    steps = ends if places(pool) <= EXACT_PLACES else geometric(ends, FEW_ENDS)
+    writing = _Writing(tiers=pool.tiers)
+    twins: dict[int, list[Candidate]] = defaultdict(list)
+    for candidate in pool.line:
+        twins[candidate.twin].append(candidate)
+    users: dict[int, list[_User]] = defaultdict(list)
+    for alike in twins.values():
+        _write_job(writing, alike[0], len(alike), pool, {group: len(sites) for group, sites in groups.items()}, users)
+    for group, sites in groups.items():
+        _write_capacity(writing, sites[0], len(sites), users[group])
+        if sites[0].charged:
+            _write_ladder(writing, sites[0], len(sites), users[group], steps)
+    return writing.relaxation()
+
+
+@dataclass(frozen=True, slots=True)
+class _User:
+    """Who may use a group: `alike` jobs with this option, whose members there the variable `column` counts."""
+
+    option: Option
+    alike: int
+    column: int
+
+
+class _Writing:
+    """A relaxation while it is written, variable by variable and row by row."""
+
+    def __init__(self, tiers: int) -> None:
+        self.upper: list[float] = []
+        self.charge: list[float] = []
+        self.waits_j = 0.0
+        self.waiting: list[dict[int, float]] = [{} for _ in range(tiers)]
+        self.weights = [0] * tiers
+        self.row: list[int] = []
+        self.column: list[int] = []
+        self.value: list[float] = []
+        self.most: list[float] = []
+
+    def variable(self, upper: float, charge: float) -> int:
+        self.upper.append(upper)
+        self.charge.append(charge)
+        return len(self.upper) - 1
+
+    def at_most(self, terms: Sequence[tuple[int, float]], most: float) -> None:
+        number = len(self.most)
+        self.row += [number] * len(terms)
+        self.column += [column for column, _ in terms]
+        self.value += [value for _, value in terms]
+        self.most.append(most)
+
+    def relaxation(self) -> Relaxation:
+        size = len(self.upper)
+        waiting = [np.zeros(size) for _ in self.waiting]
+        for vector, entries in zip(waiting, self.waiting, strict=True):
+            vector[list(entries)] = list(entries.values())
+        return Relaxation(
+            rows=csr_array((self.value, (self.row, self.column)), shape=(len(self.most), size)),
+            most=np.array(self.most),
+            upper=np.array(self.upper),
+            charge=np.array(self.charge),
+            waits_j=self.waits_j,
+            waiting=tuple(waiting),
+            weights=tuple(self.weights),
+        )
+
+
+def _write_job(
+    writing: _Writing,
+    candidate: Candidate,
+    alike: int,
+    pool: Candidates,
+    counts: dict[int, int],
+    users: dict[int, list[_User]],
+) -> None:
+    """Members of `alike` jobs: each starts at most once, and no member shares a site with another of its gang."""
+    stake = candidate.stake
+    writing.waits_j += alike * stake.wait_j
+    writing.weights[candidate.tier] += alike * stake.weight
+    starts: list[tuple[int, float]] = []
+    for option in candidate.options:
+        columns: dict[int, int] = {}
+        for group in sorted({pool.sites[site].group for site in option.sites}):
+            most = min(option.members, counts[group]) * alike
+            column = writing.variable(most, (option.extra_j - stake.wait_j) / option.members)
+            writing.waiting[candidate.tier][column] = -stake.weight / option.members
+            users[group].append(_User(option, alike, column))
+            columns[group] = column
+        starts += [(column, 1 / option.members) for column in columns.values()]
+        for group, column in columns.items():
+            if counts[group] < option.members:
+                share = counts[group] / option.members
+                writing.at_most([(other, float(other == column) - share) for other in columns.values()], 0.0)
+    writing.at_most(starts, alike)
+
+
+def _write_capacity(writing: _Writing, site: Site, count: int, users: Sequence[_User]) -> None:
+    """What `count` alike sites hold together; and that a site with 7 devices free holds one member of 4, not 1.75."""
+    options = [user.option for user in users]
+    for needs, free in device_limits(site, options):
+        for least in sorted({need for need in needs if need and free % need}):
+            terms = [(user.column, need // least) for user, need in zip(users, needs, strict=True) if need >= least]
+            writing.at_most(terms, count * (free // least))
+    for needs, free in device_limits(site, options) + host_limits(site, options):
+        if free:
+            terms = [(user.column, need / free) for user, need in zip(users, needs, strict=True) if need]
+            writing.at_most(terms, count)
+
+
+def _write_ladder(writing: _Writing, site: Site, count: int, users: Sequence[_User], steps: Sequence[float]) -> None:
+    """How many of the sites stay on past each step: enough for every member that runs past it, and for all of them."""
+    before: int | None = None
+    begins = site.end_s
+    last = [steps[bisect_right(steps, user.option.end_s) - 1] for user in users]
+    for end_s in sorted({end_s for end_s in last if end_s > site.end_s}):
+        joules = site.rate_w * (end_s - begins) + (site.boot_j if before is None else 0.0)
+        column = writing.variable(count, joules)
+        if before is not None:
+            writing.at_most([(column, 1.0), (before, -1.0)], 0.0)
+        before, begins = column, end_s
+        past = [user for user, end in zip(users, last, strict=True) if end >= end_s]
+        for needs, free in device_limits(site, [user.option for user in past]):
+            terms = [(user.column, need / free) for user, need in zip(past, needs, strict=True) if need]
+            writing.at_most([*terms, (column, -1.0)], 0.0)
+        for user, end in zip(users, last, strict=True):
+            if end == end_s:
+                writing.at_most([(user.column, 1 / user.alike), (column, -1.0)], 0.0)

@@ -1,0 +1,113 @@
+"""What a plan costs, in joules, and whom it keeps waiting. The one evaluator: planner, reports and benchmarks use it.
+
+Two measures, compared in this order:
+
+1. *Waiting*, tier by tier: a tier is the jobs of one priority, the highest first. A tier's waiting is the sum of the
+   start weights of its jobs that the plan leaves waiting. Tiers are lexicographic: no amount of work of a lower
+   priority outbids a job of a higher one. A job that fits starts now, because a waiting job always weighs something.
+2. *Cost*: the objective of a plan that starts jobs now, term by term in `evaluate`.
+
+A job that no set of the present nodes could ever run is no part of either.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from scheduler.feasibility import possible_shapes, total_room
+from scheduler.plan import Cost, Placement
+from scheduler.problem import Job, Node, Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stake:
+    """What hangs on one job. `shapes` are the indices of those the present nodes could carry, were they all free.
+
+    `weight` is what it adds to its tier's waiting, in thousandths of W * devices: an integer, so that two plans compare
+    exactly. `wait_j` is the price of waiting to the horizon; `deferred_j` the energy of its cheapest
+    shape, which stays to be spent, so that deferral never saves a job's own work (J; PUE is in neither).
+    """
+
+    shapes: tuple[int, ...]
+    weight: int
+    wait_j: float
+    deferred_j: float
+
+
+def stakes(problem: Problem) -> dict[str, Stake]:
+    """The stake of every job that is possible on the present nodes, by job id.
+
+    A job of several shapes waits with the devices of its smallest one. The weight is at least 1 per device.
+    """
+    rooms = total_room(problem.nodes)
+    found: dict[str, Stake] = {}
+    for job in problem.jobs:
+        shapes = possible_shapes(job, rooms)
+        if shapes:
+            size = min(job.shapes[index].size for index in shapes)
+            found[job.id] = Stake(
+                shapes=shapes,
+                weight=max(1, round(1000 * job.wait_w)) * size,
+                wait_j=job.wait_w * size * problem.horizon_s,
+                deferred_j=min(job.shapes[index].work_j for index in shapes),
+            )
+    return found
+
+
+def waiting(problem: Problem, placements: Sequence[Placement]) -> tuple[int, ...]:
+    """Waiting of each tier, the highest priority first, in thousandths of W * devices. Smaller tuples are better."""
+    placed = {placement.job for placement in placements}
+    staked = stakes(problem)
+    possible = [job for job in problem.jobs if job.id in staked]
+    return tuple(
+        sum(staked[job.id].weight for job in possible if job.priority == priority and job.id not in placed)
+        for priority in tiers(possible)
+    )
+
+
+def tiers(jobs: Sequence[Job]) -> list[int]:
+    """The priorities that occur, the highest first."""
+    return sorted({job.priority for job in jobs}, reverse=True)
+
+
+def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
+    """The objective of starting `placements` now and nothing else, in J, over the horizon H = `horizon_s`.
+
+    PUE multiplies all energy; waiting is a service and stands outside. Energy of work is charged whole, beyond H too.
+
+    - `off_j`: PUE * sum P_off * H, over all nodes.
+    - `on_j`: PUE * sum (P_base - P_off) * on-time. A node that is on and cannot be switched stays on for all of H. One
+      that can be switched is off when empty; otherwise it is on until its last job ends, present ones included, H at
+      most.
+    - `boot_j`: PUE * sum E_boot over the nodes that are off and get work. A boot costs its energy only: the job's clock
+      and its node's on-time start when the node is ready, and the delay is not charged as waiting.
+    - `work_j`: PUE * sum size * active_w * run_s of the placed jobs in the shapes they got.
+    - `deferred_j`: PUE * the work of the cheapest possible shape of each possible job that waits.
+    - `wait_j`: sum wait_w * size * H of the same jobs.
+    """
+    horizon, pue = problem.horizon_s, problem.pue
+    jobs = {job.id: job for job in problem.jobs}
+    ends: dict[str, float] = {}
+    work = 0.0
+    for placement in placements:
+        shape = jobs[placement.job].shapes[placement.shape]
+        work += shape.work_j
+        for member in placement.members:
+            ends[member.node] = max(ends.get(member.node, 0.0), shape.run_s)
+    placed = {placement.job for placement in placements}
+    left = [stake for job, stake in stakes(problem).items() if job not in placed]
+    return Cost(
+        off_j=pue * sum(node.power.off_w * horizon for node in problem.nodes),
+        on_j=pue
+        * sum((node.power.base_w - node.power.off_w) * on_time_s(node, ends, horizon) for node in problem.nodes),
+        boot_j=pue * sum(node.power.boot_j for node in problem.nodes if not node.on and node.id in ends),
+        work_j=pue * work,
+        deferred_j=pue * sum(stake.deferred_j for stake in left),
+        wait_j=sum(stake.wait_j for stake in left),
+    )
+
+
+def on_time_s(node: Node, ends: Mapping[str, float], horizon_s: float) -> float:
+    """How long the node is on within the horizon, in s. `ends` is when the last job placed on each node ends, by id."""
+    if node.on and not node.can_switch:
+        return horizon_s
+    return min(horizon_s, max(node.busy_s if node.on else 0.0, ends.get(node.id, 0.0)))

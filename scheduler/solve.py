@@ -1,0 +1,147 @@
+"""The recipe: from a problem to a plan."""
+
+from collections.abc import Sequence
+
+from scheduler.candidates import Candidates, Choices, find_candidates, pools, to_placements
+from scheduler.feasibility import free_devices, survey, why_impossible, why_not_now
+from scheduler.greedy import complete
+from scheduler.objective import evaluate, on_time_s, stakes, waiting
+from scheduler.plan import Outcome, Placement, Plan, PowerStep, Verdict
+from scheduler.problem import Budget, Node, Problem
+from scheduler.search import Allowance, search
+from scheduler.validate import validate
+from scheduler.verify import verify
+
+DEFAULT_BUDGET = Budget()
+
+
+class PlannerError(Exception):
+    """The planner broke its own rules: even its fallback plan fails verification. The message holds every violation."""
+
+
+def solve(problem: Problem, budget: Budget = DEFAULT_BUDGET) -> Plan:
+    """Which jobs start now and where, with a verdict for each and a proven bound.
+
+    Equal problems and budgets give equal plans. The plan respects precedence, is never worse than the greedy one (in
+    waiting, tier by tier, then in cost), and has passed the independent checker.
+
+    Raises ValueError for a problem that makes no sense, PlannerError if no plan of ours passes the checker.
+    """
+    validate(problem)
+
+    # 1. Who could start where, and the greedy answer to it.
+    candidates = find_candidates(problem)
+    parts = pools(candidates)
+    starts = [complete(pool, {}) for pool in parts]
+    greedy = _join(candidates, parts, starts)
+    unavoidable_j = _unavoidable_j(problem, candidates)
+
+    # 2. A better answer, and a bound of what any answer costs.
+    allowance = Allowance(budget)
+    found = search(parts, starts, allowance)
+    searched = _join(candidates, parts, [part.choices for part in found])
+    bound_j = unavoidable_j + sum(part.bound_j for part in found)
+    status = "optimal" if all(part.proven for part in found) else "watchdog" if allowance.stopped else "feasible"
+
+    # 3. The better of the two, priced by the one evaluator and checked by somebody else.
+    if _rank(problem, searched) < _rank(problem, greedy):
+        plan = _plan(problem, searched, bound_j, "cpsat", status)
+    else:
+        plan = _plan(problem, greedy, bound_j, "greedy", status)
+    return solve_greedily(problem) if verify(problem, plan) else plan
+
+
+def solve_greedily(problem: Problem) -> Plan:
+    """The greedy plan with the bound that needs no solver, marked `fallback`: for when the solver's process fails.
+
+    Raises as `solve` does.
+    """
+    validate(problem)
+    candidates = find_candidates(problem)
+    placements = to_placements(candidates, complete(candidates, {}))
+    plan = _plan(problem, placements, _unavoidable_j(problem, candidates), "greedy", "fallback")
+    violations = verify(problem, plan)
+    if violations:
+        raise PlannerError("; ".join(f"{violation.code}: {violation.message}" for violation in violations))
+    return plan
+
+
+def _join(candidates: Candidates, parts: Sequence[Candidates], choices: Sequence[Choices]) -> tuple[Placement, ...]:
+    """Placements of all pools, in line order."""
+    placements = {
+        placement.job: placement
+        for pool, chosen in zip(parts, choices, strict=True)
+        for placement in to_placements(pool, chosen)
+    }
+    return tuple(placements[candidate.job.id] for candidate in candidates.line if candidate.job.id in placements)
+
+
+def _unavoidable_j(problem: Problem, candidates: Candidates) -> float:
+    """What every plan costs, in J: nodes as they are, each job's cheapest shape, and waits that nothing can end."""
+    idle = evaluate(problem, ())
+    stuck = sum(candidate.stake.wait_j for candidate in candidates.line if not candidate.options)
+    return idle.off_j + idle.on_j + idle.deferred_j + stuck
+
+
+def _rank(problem: Problem, placements: Sequence[Placement]) -> tuple[tuple[int, ...], float]:
+    """Plans in order of preference: who waits, tier by tier, then what it costs."""
+    return waiting(problem, placements), evaluate(problem, placements).total_j
+
+
+def _plan(problem: Problem, placements: tuple[Placement, ...], bound_j: float, method: str, status: str) -> Plan:
+    cost = evaluate(problem, placements)
+    return Plan(
+        placements=placements,
+        verdicts=_verdicts(problem, placements),
+        power_steps=_power_steps(problem, placements),
+        cost=cost,
+        # Sums in another order differ in the last digits, which must not put the bound above a plan that reaches it.
+        bound_j=min(bound_j, cost.total_j) if bound_j <= cost.total_j * (1 + 1e-9) else bound_j,
+        method=method,
+        status=status,
+    )
+
+
+def _verdicts(problem: Problem, placements: Sequence[Placement]) -> tuple[Verdict, ...]:
+    placed = {placement.job for placement in placements}
+    possible = stakes(problem)
+    rooms = survey(problem.nodes)
+    verdicts: list[Verdict] = []
+    for job in problem.jobs:
+        if job.id in placed:
+            verdicts.append(Verdict(job=job.id, outcome=Outcome.PLACED))
+        elif job.id in possible:
+            reasons = why_not_now(job, rooms, len(placed))
+            verdicts.append(Verdict(job=job.id, outcome=Outcome.WAITING, reasons=reasons))
+        else:
+            reasons = why_impossible(job.shapes, rooms.total)
+            verdicts.append(Verdict(job=job.id, outcome=Outcome.IMPOSSIBLE, reasons=reasons))
+    return tuple(verdicts)
+
+
+def _power_steps(problem: Problem, placements: Sequence[Placement]) -> tuple[PowerStep, ...]:
+    """Boots that placements need, and empty nodes worth switching off, each with what it saves over the horizon."""
+    jobs = {job.id: job for job in problem.jobs}
+    ends: dict[str, float] = {}
+    for placement in placements:
+        for member in placement.members:
+            run_s = jobs[placement.job].shapes[placement.shape].run_s
+            ends[member.node] = max(ends.get(member.node, 0.0), run_s)
+    steps: list[PowerStep] = []
+    for node in problem.nodes:
+        rate_w = node.power.base_w - node.power.off_w
+        if not node.on and node.id in ends:
+            costs_j = node.power.boot_j + rate_w * on_time_s(node, ends, problem.horizon_s)
+            steps.append(PowerStep(node=node.id, on=True, saves_j=-problem.pue * costs_j))
+        elif node.on and node.can_switch and node.open and node.id not in ends and _empty(node):
+            steps.append(PowerStep(node=node.id, on=False, saves_j=problem.pue * rate_w * problem.horizon_s))
+    return tuple(steps)
+
+
+def _empty(node: Node) -> bool:
+    return (
+        node.busy_s == 0
+        and sum(free_devices(node).values()) == len(node.devices)
+        and node.free_millicores == node.cpu_millicores
+        and node.free_memory_bytes == node.memory_bytes
+    )

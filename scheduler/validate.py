@@ -1,0 +1,73 @@
+"""Refuses a problem that makes no sense, naming the field and the remedy, before any search sees it."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem
+
+MAX_WAIT_W = 1e6
+MAX_SECONDS = 1e9
+MAX_W = 1e9
+
+
+def validate(problem: Problem) -> None:
+    """Raises ValueError with every complaint, each naming a field and what it must be."""
+    complaints = [*_problem(problem)]
+    for node in problem.nodes:
+        complaints += _node(node)
+    for job in problem.jobs:
+        complaints += _job(job)
+    if complaints:
+        more = f"; and {len(complaints) - 10} more" if len(complaints) > 10 else ""
+        raise ValueError("the problem makes no sense: " + "; ".join(complaints[:10]) + more)
+
+
+def _problem(problem: Problem) -> Iterator[str]:
+    yield from _number("horizon_s", problem.horizon_s, 0.0, MAX_SECONDS, open_below=True)
+    yield from _number("pue", problem.pue, 1.0, 100.0)
+    yield from _twice("node id", (node.id for node in problem.nodes))
+    yield from _twice("job id", (job.id for job in problem.jobs))
+    yield from _twice("device id", (device.id for node in problem.nodes for device in node.devices))
+
+
+def _node(node: Node) -> Iterator[str]:
+    name = f"node {node.id}"
+    if not 0 <= node.free_millicores <= node.cpu_millicores:
+        yield f"{name}: free_millicores is {node.free_millicores}, must be from 0 to {node.cpu_millicores}"
+    if not 0 <= node.free_memory_bytes <= node.memory_bytes:
+        yield f"{name}: free_memory_bytes is {node.free_memory_bytes}, must be from 0 to {node.memory_bytes}"
+    for device in node.devices:
+        if not 0 <= device.free <= WHOLE_DEVICE:
+            yield f"{name}: free of device {device.id} is {device.free}, must be from 0 to {WHOLE_DEVICE}"
+    yield from _number(f"{name}: busy_s", node.busy_s, 0.0, MAX_SECONDS)
+    yield from _number(f"{name}: off_w", node.power.off_w, 0.0, MAX_W)
+    yield from _number(f"{name}: base_w (at least off_w)", node.power.base_w, node.power.off_w, MAX_W)
+    yield from _number(f"{name}: boot_s", node.power.boot_s, 0.0, MAX_SECONDS)
+    yield from _number(f"{name}: boot_j", node.power.boot_j, 0.0, MAX_W * MAX_SECONDS)
+
+
+def _job(job: Job) -> Iterator[str]:
+    yield from _number(f"job {job.id}: wait_w", job.wait_w, 0.0, MAX_WAIT_W)
+    for index, shape in enumerate(job.shapes):
+        name = f"job {job.id}: shape {index}"
+        for field, value in (("members", shape.members), ("devices", shape.devices)):
+            if value < 1:
+                yield f"{name}: {field} is {value}, must be at least 1"
+        for field, value in (("millicores", shape.millicores), ("memory_bytes", shape.memory_bytes)):
+            if value < 0:
+                yield f"{name}: {field} is {value}, must not be negative"
+        yield from _number(f"{name}: run_s", shape.run_s, 0.0, MAX_SECONDS, open_below=True)
+        yield from _number(f"{name}: active_w", shape.active_w, 0.0, MAX_W)
+
+
+def _number(name: str, value: float, least: float, most: float, *, open_below: bool = False) -> Iterator[str]:
+    low = value > least if open_below else value >= least
+    if not (math.isfinite(value) and low and value <= most):
+        yield f"{name} is {value}, must be {'above' if open_below else 'at least'} {least:g} and at most {most:g}"
+
+
+def _twice(name: str, ids: Iterable[str]) -> Iterator[str]:
+    for value, count in Counter(ids).items():
+        if count > 1:
+            yield f"{name} {value} occurs {count} times, must be unique"

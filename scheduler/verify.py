@@ -1,0 +1,247 @@
+"""Independent checker of a plan. It shares no code with the planner: it knows `problem.py` and `plan.py` only, and
+works out again whatever it can, so that a mistake of the planner is not repeated here.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from scheduler.plan import Outcome, Plan
+from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Shape
+
+TOLERANCE = 1e-9
+"""Relative difference between two sums of the same terms that is put down to rounding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """A rule that the plan breaks: a stable code for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+def verify(problem: Problem, plan: Plan) -> list[Violation]:
+    """Everything that is wrong with the plan; empty if nothing is.
+
+    Checked: every gang is placed whole on distinct nodes that are open and on or switchable, on wholly free devices of
+    the right kind, each given once; no node gives more CPU or memory than it has left; a verdict for every job in
+    order, each with reasons unless placed; jobs are called impossible exactly when they are; no job starts in place of
+    one with precedence that would fit there; boots and switch-offs fit the placements; every term of the cost; and the
+    bound does not exceed the objective.
+    """
+    nodes = {node.id: node for node in problem.nodes}
+    jobs = {job.id: job for job in problem.jobs}
+    violations = [*_placements(plan, nodes, jobs)]
+    if violations:
+        return violations  # the other checks would stumble over what these found
+    possible = _possible(problem)
+    return [
+        *_capacity(plan, nodes, jobs),
+        *_verdicts(problem, plan, possible),
+        *_precedence(problem, plan, possible),
+        *_power_steps(plan, nodes),
+        *_cost(problem, plan, jobs, possible),
+        *_proof(plan),
+    ]
+
+
+def _placements(plan: Plan, nodes: Mapping[str, Node], jobs: Mapping[str, Job]) -> Iterator[Violation]:
+    given: set[str] = set()
+    for job, count in Counter(placement.job for placement in plan.placements).items():
+        if count > 1:
+            yield Violation(code="placed_twice", message=f"job {job} is placed {count} times")
+    for placement in plan.placements:
+        job = jobs.get(placement.job)
+        if job is None:
+            yield Violation(code="unknown_job", message=f"{placement.job} is placed but not in the problem")
+            continue
+        if not 0 <= placement.shape < len(job.shapes):
+            yield Violation(code="unknown_shape", message=f"job {job.id} has no shape {placement.shape}")
+            continue
+        shape = job.shapes[placement.shape]
+        places = [member.node for member in placement.members]
+        if len(places) != shape.members:
+            yield Violation(code="not_whole", message=f"job {job.id} has {len(places)} of {shape.members} members")
+        if len(set(places)) < len(places):
+            yield Violation(code="shared_node", message=f"job {job.id} has two members on one node")
+        for member in placement.members:
+            node = nodes.get(member.node)
+            if node is None:
+                yield Violation(code="unknown_node", message=f"job {job.id} is placed on {member.node}, unknown")
+                continue
+            if not node.open:
+                yield Violation(code="closed_node", message=f"job {job.id} is placed on {node.id}, which is closed")
+            if not node.on and not node.can_switch:
+                yield Violation(code="node_off", message=f"job {job.id} is placed on {node.id}, off for good")
+            if len(member.devices) != shape.devices:
+                message = f"job {job.id} gets {len(member.devices)} of {shape.devices} devices on {node.id}"
+                yield Violation(code="device_count", message=message)
+            yield from _devices(job, shape, node, member.devices, given)
+
+
+def _devices(job: Job, shape: Shape, node: Node, devices: tuple[str, ...], given: set[str]) -> Iterator[Violation]:
+    """Checks the devices of one member and notes in `given` that they are taken."""
+    present = {device.id: device for device in node.devices}
+    for name in devices:
+        device = present.get(name)
+        if device is None:
+            yield Violation(code="foreign_device", message=f"job {job.id}: {name} is not a device of {node.id}")
+            continue
+        if device.kind != shape.kind:
+            yield Violation(code="wrong_kind", message=f"job {job.id} wants {shape.kind}, {name} is {device.kind}")
+        if device.free != WHOLE_DEVICE:
+            yield Violation(code="device_busy", message=f"job {job.id}: {name} has {device.free} thousandths free")
+        if name in given:
+            yield Violation(code="device_twice", message=f"device {name} is given twice, again to job {job.id}")
+        given.add(name)
+
+
+def _capacity(plan: Plan, nodes: Mapping[str, Node], jobs: Mapping[str, Job]) -> Iterator[Violation]:
+    millicores: Counter[str] = Counter()
+    memory: Counter[str] = Counter()
+    for placement in plan.placements:
+        shape = jobs[placement.job].shapes[placement.shape]
+        for member in placement.members:
+            millicores[member.node] += shape.millicores
+            memory[member.node] += shape.memory_bytes
+    for name, node in nodes.items():
+        if millicores[name] > node.free_millicores:
+            message = f"{name} gives {millicores[name]} of {node.free_millicores} free millicores"
+            yield Violation(code="cores_exceeded", message=message)
+        if memory[name] > node.free_memory_bytes:
+            message = f"{name} gives {memory[name]} of {node.free_memory_bytes} free bytes"
+            yield Violation(code="memory_exceeded", message=message)
+
+
+def _verdicts(problem: Problem, plan: Plan, possible: Mapping[str, list[Shape]]) -> Iterator[Violation]:
+    if [verdict.job for verdict in plan.verdicts] != [job.id for job in problem.jobs]:
+        yield Violation(code="verdicts", message="the verdicts are not one for each job in the problem's order")
+    placed = {placement.job for placement in plan.placements}
+    for verdict in plan.verdicts:
+        true = (
+            Outcome.PLACED
+            if verdict.job in placed
+            else Outcome.WAITING
+            if verdict.job in possible
+            else Outcome.IMPOSSIBLE
+        )
+        if verdict.outcome != true:
+            message = f"job {verdict.job} is called {verdict.outcome} but is {true}"
+            yield Violation(code="wrong_verdict", message=message)
+        if bool(verdict.reasons) == (true == Outcome.PLACED):
+            yield Violation(code="reasons", message=f"job {verdict.job}: reasons go with every verdict but placed")
+
+
+def _precedence(problem: Problem, plan: Plan, possible: Mapping[str, list[Shape]]) -> Iterator[Violation]:
+    """Finds a job that waits although it could stand where a job without precedence over it was placed.
+
+    Precedence is a higher priority, or an earlier place in line between jobs that are otherwise the same. Only places
+    at least as large as the waiting job needs, on devices of its kind, are looked at: those it could simply take over.
+    """
+    jobs = {job.id: job for job in problem.jobs}
+    placed = {placement.job for placement in plan.placements}
+    waiting = [job for job in problem.jobs if job.id in possible and job.id not in placed]
+    for placement in plan.placements:
+        holder = jobs[placement.job]
+        place = holder.shapes[placement.shape]
+        for job in waiting:
+            same = (job.priority, job.shapes, job.wait_w) == (holder.priority, holder.shapes, holder.wait_w)
+            ahead = job.priority > holder.priority or (same and job.order < holder.order)
+            if ahead and any(_covers(place, shape) for shape in job.shapes):
+                message = f"job {job.id} waits while {holder.id}, which it has precedence over, holds a place it fits"
+                yield Violation(code="precedence", message=message)
+
+
+def _covers(place: Shape, shape: Shape) -> bool:
+    """Whether a gang of `shape` can stand where one of `place` stands."""
+    return (
+        shape.kind == place.kind
+        and shape.members <= place.members
+        and shape.devices <= place.devices
+        and shape.millicores <= place.millicores
+        and shape.memory_bytes <= place.memory_bytes
+    )
+
+
+def _power_steps(plan: Plan, nodes: Mapping[str, Node]) -> Iterator[Violation]:
+    used = {member.node for placement in plan.placements for member in placement.members}
+    steps = {step.node: step for step in plan.power_steps}
+    if len(steps) < len(plan.power_steps):
+        yield Violation(code="steps_twice", message="a node has two power steps")
+    for name, step in steps.items():
+        node = nodes.get(name)
+        if node is None or not node.can_switch or node.on == step.on:
+            yield Violation(code="step_useless", message=f"{name} cannot be switched {'on' if step.on else 'off'}")
+        elif not step.on and (name in used or node.busy_s > 0 or any(d.free < WHOLE_DEVICE for d in node.devices)):
+            yield Violation(code="step_off_busy", message=f"{name} would be switched off with work on it")
+        elif step.on and name not in used:
+            yield Violation(code="step_idle_boot", message=f"{name} would be switched on for nothing")
+    for name in sorted(used):
+        if not nodes[name].on and name not in steps:
+            yield Violation(code="step_missing", message=f"{name} is off, gets work and is not switched on")
+
+
+def _cost(
+    problem: Problem, plan: Plan, jobs: Mapping[str, Job], possible: Mapping[str, list[Shape]]
+) -> Iterator[Violation]:
+    """Works out every term of the objective again."""
+    horizon, pue = problem.horizon_s, problem.pue
+    last_end: dict[str, float] = {}
+    work = deferred = wait = 0.0
+    for placement in plan.placements:
+        shape = jobs[placement.job].shapes[placement.shape]
+        work += shape.members * shape.devices * shape.active_w * shape.run_s
+        for member in placement.members:
+            last_end[member.node] = max(shape.run_s, last_end.get(member.node, 0.0))
+    off = on = boot = 0.0
+    for node in problem.nodes:
+        off += node.power.off_w * horizon
+        above_off = node.power.base_w - node.power.off_w
+        end = last_end.get(node.id, 0.0)
+        if not node.on:
+            on += above_off * min(end, horizon)
+            boot += node.power.boot_j if end else 0.0
+        elif node.can_switch:
+            on += above_off * min(max(end, node.busy_s), horizon)
+        else:
+            on += above_off * horizon
+    placed = {placement.job for placement in plan.placements}
+    for name, shapes in possible.items():
+        if name not in placed:
+            deferred += min(shape.members * shape.devices * shape.active_w * shape.run_s for shape in shapes)
+            wait += jobs[name].wait_w * min(shape.members * shape.devices for shape in shapes) * horizon
+    for name, claimed, true in (
+        ("off_j", plan.cost.off_j, pue * off),
+        ("on_j", plan.cost.on_j, pue * on),
+        ("boot_j", plan.cost.boot_j, pue * boot),
+        ("work_j", plan.cost.work_j, pue * work),
+        ("deferred_j", plan.cost.deferred_j, pue * deferred),
+        ("wait_j", plan.cost.wait_j, wait),
+    ):
+        if not math.isclose(claimed, true, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+            yield Violation(code="cost", message=f"{name} is {claimed} J, but the placements cost {true} J")
+
+
+def _proof(plan: Plan) -> Iterator[Violation]:
+    if not plan.bound_j <= plan.objective_j * (1 + TOLERANCE):
+        message = f"the bound {plan.bound_j} J is above the objective {plan.objective_j} J"
+        yield Violation(code="bound", message=message)
+
+
+def _possible(problem: Problem) -> dict[str, list[Shape]]:
+    """The shapes of each job that the nodes could carry if all were free, on and open; jobs without any have none."""
+    kinds = {node.id: Counter(device.kind for device in node.devices) for node in problem.nodes}
+    possible: dict[str, list[Shape]] = {}
+    for job in problem.jobs:
+        for shape in job.shapes:
+            able = sum(
+                kinds[node.id][shape.kind] >= shape.devices
+                and node.cpu_millicores >= shape.millicores
+                and node.memory_bytes >= shape.memory_bytes
+                for node in problem.nodes
+            )
+            if able >= shape.members:
+                possible.setdefault(job.id, []).append(shape)
+    return possible
