@@ -23,5 +23,14 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
 Kind = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", min_length=1, max_length=63)]
 """A device kind in lower case, such as `cpu`, `h100`, `a100-sxm4-80gb`."""
 
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+"""Any text without the character NUL, which no database keeps."""
+
+Count = Annotated[int, Field(ge=0, le=2**62)]
+"""A whole number of bytes, steps or the like; it fits in 64 bits, and so does the sum of two."""
+
+Index = Annotated[int, Field(ge=0, lt=2**31)]
+"""The number of a rank, of a device or the like; it fits in 32 bits."""
+
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 """A duration in s. Durations cross the wire, deadlines never do: two machines' clocks are not compared."""

@@ -20,7 +20,7 @@ class Recipe(Message):
     """A training program that ships with Ergon, and its options."""
 
     name: Name = Field(description="Name of the recipe, such as `digits-mlp`.")
-    options: dict[Name, bool | int | float | str] = Field(
+    options: dict[Name, bool | int | float | Argument] = Field(
         default={}, max_length=200, description="Options of the recipe, such as `{'epochs': 20}`."
     )
 

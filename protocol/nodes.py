@@ -1,11 +1,12 @@
 """A node: what its agent reports, and what the service tells about it."""
 
+from collections import Counter
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
-from protocol.base import Kind, Message, Name, Seconds, View
+from protocol.base import Count, Index, Kind, Message, Name, Seconds, Text, View
 from protocol.states import NodeState
 
 DeviceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=128)]
@@ -16,22 +17,30 @@ class DeviceReport(Message):
 
     id: DeviceId = Field(description="The UUID of a GPU, or the machine's id and the slot's number.")
     kind: Kind
-    index: int = Field(ge=0, description="Its number on the node, as the driver counts.")
-    memory_bytes: int = Field(default=0, ge=0, description="Memory of the device in bytes; 0 for a CPU slot.")
+    index: Index = Field(description="Its number on the node, as the driver counts.")
+    memory_bytes: Count = Field(default=0, description="Memory of the device in bytes; 0 for a CPU slot.")
     power_limit_w: float | None = Field(default=None, ge=0, description="The limit in force in W, if it can be read.")
 
 
 class NodeReport(Message):
     """The inventory an agent registers with."""
 
-    address: str = Field(max_length=255, description="Where the other members of a gang reach this node.")
-    boot_id: str = Field(max_length=64, description="Changes when the machine boots: nothing of before still runs.")
-    cpu_model: str = Field(default="", max_length=255)
+    address: Text = Field(max_length=255, description="Where the other members of a gang reach this node.")
+    boot_id: Text = Field(max_length=64, description="Changes when the machine boots: nothing of before still runs.")
+    cpu_model: Text = Field(default="", max_length=255)
     cpu_cores: float = Field(gt=0, le=65_536, description="Cores this agent offers.")
     cpu_threads: int = Field(ge=1, le=65_536, description="Hardware threads of the whole machine, for its power.")
-    memory_bytes: int = Field(gt=0, description="Main memory this agent offers in bytes.")
+    memory_bytes: Count = Field(gt=0, description="Main memory this agent offers in bytes.")
     devices: list[DeviceReport] = Field(max_length=4_096)
-    labels: dict[Name, str] = Field(default={}, max_length=100)
+    labels: dict[Name, Text] = Field(default={}, max_length=100)
+
+    @field_validator("devices")
+    @classmethod
+    def _each_once(cls, devices: list[DeviceReport]) -> list[DeviceReport]:
+        for device, count in Counter(device.id for device in devices).items():
+            if count > 1:
+                raise ValueError(f"device {device} is listed twice")
+        return devices
 
 
 class PowerSample(Message):

@@ -2,15 +2,15 @@
 
 from pydantic import Field
 
-from protocol.base import View
+from protocol.base import Count, View
 from protocol.jobs import Argument
 
 
 class ProgressLine(View):
     """What a rank has reached. Every field is optional; unknown ones are ignored."""
 
-    step: int | None = Field(default=None, ge=0)
-    total_steps: int | None = Field(default=None, ge=0)
-    epoch: int | None = Field(default=None, ge=0)
-    total_epochs: int | None = Field(default=None, ge=0)
+    step: Count | None = None
+    total_steps: Count | None = None
+    epoch: Count | None = None
+    total_epochs: Count | None = None
     metrics: dict[Argument, float] = Field(default={}, max_length=100)

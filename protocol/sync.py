@@ -5,11 +5,11 @@ loses nothing. The same call renews the leases of all attempts on the node.
 """
 
 import base64
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from protocol.base import Message, Seconds, View
+from protocol.base import Count, Index, Message, Seconds, Text, View
 from protocol.jobs import Recipe
 from protocol.nodes import NodeReport, PowerSample
 from protocol.states import AttemptState, Desired, EndReason
@@ -51,13 +51,21 @@ class MemberReport(Message):
     attempt: str
     epoch: int = Field(ge=1)
     state: AttemptState
-    rendezvous: str | None = Field(
+    rendezvous: Text | None = Field(
         default=None, max_length=300, description="`address:port` for the gang; chosen by the agent of member 0."
     )
-    exit_code: int | None = Field(default=None, description="The worst exit code of its ranks; negative is a signal.")
-    reason: EndReason | None = None
-    message: str | None = Field(default=None, max_length=2_000)
+    exit_code: int | None = Field(
+        default=None, ge=-(2**31), lt=2**31, description="The worst exit code of its ranks; negative is a signal."
+    )
+    reason: EndReason | None = Field(default=None, description="Why it ended; there must be one once it has.")
+    message: Text | None = Field(default=None, max_length=2_000)
     clean: bool = Field(default=False, description="True once no process of it is left: its devices are free.")
+
+    @model_validator(mode="after")
+    def _ended_for_a_reason(self) -> Self:
+        if self.state == AttemptState.ENDED and self.reason is None:
+            raise ValueError("a member that has ended needs a `reason`")
+        return self
 
 
 class StreamChunk(Message):
@@ -67,9 +75,9 @@ class StreamChunk(Message):
     """
 
     attempt: str
-    rank: int = Field(ge=0)
+    rank: Index
     stream: Literal["stdout", "stderr", "progress"]
-    offset: int = Field(ge=0)
+    offset: Count
     data: Blob
 
 
@@ -77,7 +85,7 @@ class SyncRequest(Message):
     """Everything the agent observes."""
 
     protocol: int
-    incarnation: int
+    incarnation: Index
     wait_s: Seconds = Field(default=0, description="How long the service may hold the answer if nothing changes.")
     version: str | None = Field(default=None, description="Version of the assignments the agent already holds.")
     leaving: bool = Field(default=False, description="The agent stops after this call: nothing new may go to it.")

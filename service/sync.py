@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from protocol.jobs import JobSpec
 from protocol.nodes import PowerSample
 from protocol.progress import ProgressLine
-from protocol.states import AttemptState, Desired, NodeState
+from protocol.states import AttemptState, Desired, JobState, NodeState
 from protocol.sync import Assignment, DeviceGrant, StreamChunk, SyncRequest, SyncResponse
 from service import attempts, nodes
 from service.db import Record, notify
@@ -38,6 +38,8 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
     if node.state == NodeState.LOST.value and not request.leaving:
         _welcome_back(tx, node, now=now)
     held = {row.attempt_id: row for row in attempt_store.held_members(tx, node.id)}
+    # Attempts before jobs, and always in one order: the agents of a gang must not wait for each other.
+    attempt_store.lock_attempts(tx, held.keys() & {part.attempt for part in (*request.members, *request.chunks)})
     for chunk in request.chunks:
         if chunk.attempt in held:
             _take_chunk(tx, held[chunk.attempt], chunk, now=now)
@@ -141,6 +143,8 @@ def _take_progress(tx: Connection, member: Record, rank: int, data: bytes, *, no
     log_store.add_metrics(tx, points)
     if latest:
         job = job_store.lock_job(tx, member.job_id)
+        if job.epoch != member.epoch or job.state == JobState.QUEUED.value:
+            return  # an attempt of before: its values are kept, but are not the job's progress any more
         known = _dict(job.progress)
         metrics = {**_dict(known.get("metrics")), **_dict(latest.get("metrics"))}
         job_store.set_progress(tx, member.job_id, {**known, **latest, "metrics": metrics})

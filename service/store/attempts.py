@@ -1,6 +1,6 @@
 """Attempts, their members on nodes, and the devices these hold."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, exists, func, insert, select, update
@@ -95,6 +95,12 @@ def held_on_node(tx: Connection, node_id: str) -> tuple[int, int]:
 def lock_attempt(tx: Connection, attempt_id: str) -> Record | None:
     """The attempt's row, held until the transaction ends."""
     return tx.execute(select(attempts).where(attempts.c.id == attempt_id).with_for_update()).one_or_none()
+
+
+def lock_attempts(tx: Connection, attempt_ids: Collection[str]) -> None:
+    """Hold these rows until the transaction ends; always locked in the same order."""
+    query = select(attempts.c.id).where(attempts.c.id.in_(attempt_ids)).order_by(attempts.c.id)
+    tx.execute(query.with_for_update()).all()
 
 
 def live_attempt(tx: Connection, job_id: str) -> Record | None:

@@ -12,9 +12,12 @@ from service.models import attempts, chunks, metrics
 def add_chunk(
     tx: Connection, *, attempt_id: str, rank: int, stream: str, offset: int, data: bytes, now: datetime
 ) -> bytes:
-    """Store a piece of output and return the part of it that is new. What is stored already is not stored again."""
-    known = max(0, end_of_stream(tx, attempt_id=attempt_id, rank=rank, stream=stream) - offset)
-    fresh = data[known:]
+    """Store a piece of output and return the part of it that is new. What is stored already is not stored again.
+
+    A piece that leaves a gap is not taken: what is missing could not be put before it any more.
+    """
+    known = end_of_stream(tx, attempt_id=attempt_id, rank=rank, stream=stream) - offset
+    fresh = data[known:] if known >= 0 else b""
     if fresh:
         values = {"attempt_id": attempt_id, "rank": rank, "stream": stream, "offset": offset + known, "data": fresh}
         tx.execute(insert(chunks).values(**values, received_at=now))
