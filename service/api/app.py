@@ -11,6 +11,7 @@ from service.api import agent, cycles, errors, health, jobs, nodes, reports
 from service.api.deps import Parts
 from service.api.limits import BodyLimit, KnownHosts
 from service.db import Listener
+from service.web import routes as web
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -41,7 +42,7 @@ def create_app(parts: Parts, listener: Listener | None = None) -> FastAPI:
     )
     app.state.parts = parts
     errors.install(app)
-    for module in (jobs, nodes, reports, cycles, agent, health):
+    for module in (jobs, nodes, reports, cycles, agent, health, web):
         app.include_router(module.router)
     app.add_middleware(BodyLimit)
     if parts.settings.host in LOOPBACK:

@@ -3,6 +3,9 @@
 import asyncio
 from collections import defaultdict
 
+ANY = "*"
+"""The topic on which everything is heard, whatever its own topic."""
+
 
 class Hub:
     """Counts what has happened on each topic, and wakes who waits for it.
@@ -61,6 +64,7 @@ class Hub:
             events = {event for parked in self._parked.values() for event in parked}
         else:
             self._counts[topic] += 1
-            events = set(self._parked.get(topic, ()))
+            self._counts[ANY] += 1
+            events = {*self._parked.get(topic, ()), *self._parked.get(ANY, ())}
         for event in events:
             event.set()

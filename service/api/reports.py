@@ -32,13 +32,18 @@ def allocation(
     format: Annotated[Literal["json", "csv"], Query()] = "json",
 ) -> Response | AllocationReport:
     """Device-hours, energy and idleness over [start, end); the last day if neither is given."""
-    begin, finish = _window(start, end, parts.now())
+    begin, finish = window(start, end, parts.now())
     with snapshot(parts.engine) as tx:
         found = report(tx, person, start=begin, end=finish, pue=parts.settings.pue)
     return Response(to_csv(found), media_type="text/csv") if format == "csv" else found
 
 
-def _window(start: datetime | None, end: datetime | None, now: datetime) -> tuple[datetime, datetime]:
+def window(start: datetime | None, end: datetime | None, now: datetime) -> tuple[datetime, datetime]:
+    """The window that is asked for, ending now at the latest.
+
+    Raises:
+        Invalid: it is empty, or longer than LONGEST_WINDOW.
+    """
     finish = min(end or now, now)
     try:
         begin = start or finish - DEFAULT_WINDOW

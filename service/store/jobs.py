@@ -58,6 +58,13 @@ def list_queued(tx: Connection, limit: int) -> Sequence[Record]:
     return tx.execute(query.order_by(jobs.c.priority.desc(), jobs.c.seq).limit(limit)).all()
 
 
+def list_waiting(tx: Connection, *, user_id: str | None, limit: int) -> Sequence[Record]:
+    """Jobs that wait or are held, with their users' names, in the planner's order of precedence."""
+    waiting = (JobState.QUEUED.value, JobState.HELD.value)
+    query = _owned(_jobs_with_users(), user_id).where(jobs.c.state.in_(waiting))
+    return tx.execute(query.order_by(jobs.c.priority.desc(), jobs.c.seq).limit(limit)).all()
+
+
 def change_job(tx: Connection, job_id: str, *, old: JobState, version: int | None = None, **values: object) -> bool:
     """Change a job that is in state `old` (and at `version`, if given). False if somebody else was first."""
     query = update(jobs).where(jobs.c.id == job_id, jobs.c.state == old.value)
@@ -81,8 +88,12 @@ def set_progress(tx: Connection, job_id: str, progress: dict[str, object]) -> No
     tx.execute(update(jobs).where(jobs.c.id == job_id).values(progress=progress))
 
 
-def count_by_state(tx: Connection) -> dict[str, int]:
-    return dict(tx.execute(select(jobs.c.state, func.count()).group_by(jobs.c.state)).all())
+def count_by_state(tx: Connection, *, user_id: str | None = None) -> dict[str, int]:
+    """With `user_id`, only that user's jobs count."""
+    query = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+    if user_id is not None:
+        query = query.where(jobs.c.user_id == user_id)
+    return dict(tx.execute(query).all())
 
 
 def add_event(tx: Connection, job_id: str, *, kind: str, now: datetime, **data: object) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, insert, or_, select
 
 from service.db import Record
 from service.models import attempts, chunks, metrics
@@ -78,6 +78,28 @@ def read_chunks(
     return tx.execute(query).all()
 
 
+def last_chunks(tx: Connection, job_id: str, *, epoch: int, rank: int, limit: int, max_bytes: int) -> Sequence[Record]:
+    """The latest pieces of one rank's output, newest first, each cut to its last bytes: `stream`, `data`, `whole`."""
+    length = func.octet_length(chunks.c.data)
+    query = (
+        select(
+            chunks.c.stream,
+            func.substring(chunks.c.data, func.greatest(1, length - max_bytes + 1)).label("data"),
+            (length <= max_bytes).label("whole"),
+        )
+        .join(attempts, chunks.c.attempt_id == attempts.c.id)
+        .where(
+            attempts.c.job_id == job_id,
+            attempts.c.epoch == epoch,
+            chunks.c.rank == rank,
+            chunks.c.stream.in_(("stdout", "stderr")),
+        )
+        .order_by(chunks.c.seq.desc())
+        .limit(limit)
+    )
+    return tx.execute(query).all()
+
+
 def add_metrics(tx: Connection, rows: Sequence[dict[str, object]]) -> None:
     if rows:
         tx.execute(insert(metrics), list(rows))
@@ -93,3 +115,29 @@ def list_metrics(
     if rank is not None:
         query = query.where(metrics.c.rank == rank)
     return tx.execute(query.order_by(metrics.c.seq).limit(limit)).all()
+
+
+def curves(tx: Connection, job_id: str, *, epoch: int, rank: int, max_names: int, max_points: int) -> Sequence[Record]:
+    """What a rank reported in one attempt, thinned evenly; the last value of each metric stays.
+
+    Columns `name`, `step`, `value`, by name and time.
+    """
+    numbered = (
+        select(
+            metrics.c.name,
+            metrics.c.step,
+            metrics.c.value,
+            metrics.c.seq,
+            func.dense_rank().over(order_by=metrics.c.name).label("name_number"),
+            func.row_number().over(partition_by=metrics.c.name, order_by=metrics.c.seq).label("number"),
+            func.count().over(partition_by=metrics.c.name).label("total"),
+        )
+        .where(metrics.c.job_id == job_id, metrics.c.epoch == epoch, metrics.c.rank == rank)
+        .subquery()
+    )
+    stride = (numbered.c.total + max_points - 1) // max_points
+    query = select(numbered.c.name, numbered.c.step, numbered.c.value).where(
+        numbered.c.name_number <= max_names,
+        or_(numbered.c.number % stride == 1 % stride, numbered.c.number == numbered.c.total),
+    )
+    return tx.execute(query.order_by(numbered.c.name, numbered.c.seq)).all()

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 from protocol.states import NodeState
 from service.db import Record
-from service.models import devices, node_sessions, nodes, samples
+from service.models import allocations, devices, node_sessions, nodes, samples
 
 
 def find_node(tx: Connection, node_id: str, *, lock: bool = False) -> Record | None:
@@ -77,6 +77,14 @@ def list_devices(tx: Connection, node_id: str | None = None) -> Sequence[Record]
     """Devices that are offered now, of one node or of all."""
     query = select(devices).where(devices.c.present).order_by(devices.c.node_id, devices.c.number, devices.c.id)
     return tx.execute(query if node_id is None else query.where(devices.c.node_id == node_id)).all()
+
+
+def count_devices(tx: Connection) -> Sequence[Record]:
+    """Devices that are offered now, by kind: columns `kind`, `state` of the node, `held` and how many (`devices`)."""
+    held = exists().where(allocations.c.device_id == devices.c.id, allocations.c.released_at.is_(None))
+    query = select(devices.c.kind, nodes.c.state, held.label("held"), func.count().label("devices"))
+    query = query.join(nodes, devices.c.node_id == nodes.c.id).where(devices.c.present)
+    return tx.execute(query.group_by(devices.c.kind, nodes.c.state, "held").order_by(devices.c.kind)).all()
 
 
 def open_session(tx: Connection, *, node_id: str, num_devices: int, base_w: float, now: datetime) -> None:
