@@ -32,6 +32,9 @@ from service.store import nodes as node_store
 
 log = logging.getLogger(__name__)
 
+HOUSEKEEPING_S = RENEW_S / 2
+"""How often the leader renews its term and looks for silent nodes."""
+
 
 class Cycle:
     """One process that plans, or stands by to.
@@ -63,26 +66,36 @@ class Cycle:
         self._new_id = new_id
         self._budget = Budget()
         self._term: int | None = None
+        self._led_at = float("-inf")
         self._planned_at = float("-inf")
 
     def step(self, *, woken: bool) -> None:
-        """One turn: lead, expire, and plan if something has changed or jobs have waited for a tick."""
-        term = self._leadership.lead(self._clock_s())
-        if term is None:
-            self._term = None
-            return
-        if term != self._term:
-            log.info("leading with term %d", term)
-            self._leases = Leases(self._settings.lease_s)
-            self._term, woken = term, True
-        self._expire()
+        """One turn: lead, expire, and plan if something has changed or jobs have waited for a tick.
+
+        Who was leading a moment ago plans at once: a term that is over is noticed at the commit.
+        """
+        if self._term is None or self._clock_s() - self._led_at >= HOUSEKEEPING_S:
+            woken |= self._lead()
+            if self._term is None:
+                return
+            self._expire()
         if woken or self._clock_s() - self._planned_at >= self._settings.tick_s:
             self._planned_at = self._clock_s()
-            self._plan(term)
+            self._plan(self._term)
 
     def resign(self) -> None:
         """Stop leading, if we do."""
         self._leadership.resign()
+
+    def _lead(self) -> bool:
+        """Renew the lead or try to take it. True if a new term of ours begins."""
+        self._led_at = self._clock_s()
+        before, self._term = self._term, self._leadership.lead(self._led_at)
+        if self._term is None or self._term == before:
+            return False
+        log.info("leading with term %d", self._term)
+        self._leases = Leases(self._settings.lease_s)
+        return True
 
     def _expire(self) -> None:
         """End what ran on nodes that have gone silent."""
@@ -122,6 +135,7 @@ class Cycle:
             overtaken = self._commit(problem, plan, seen, term)
         except TermOver as over:
             log.warning("the plan is dropped: %s", over)
+            self._term = None
             return
         # 5. Record everything the plan was made from, and what came of it.
         self._record(
@@ -201,7 +215,7 @@ def run(cycle: Cycle, solver: SolverProcess, wake: threading.Event, stopped: thr
     solver.start()
     try:
         while not stopped.is_set():
-            woken = wake.wait(RENEW_S / 2)
+            woken = wake.wait(HOUSEKEEPING_S)
             wake.clear()
             try:
                 cycle.step(woken=woken)
