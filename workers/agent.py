@@ -1,6 +1,6 @@
 """The agent: hears what its node should hold, makes it so, and tells what it sees.
 
-One thread acts and calls the service; another parks in the long poll and rings a bell. Supervisors ring the same bell.
+One thread acts and calls the service; another parks in the long poll and rings a bell. Supervisors ring the same one.
 """
 
 import json
@@ -91,6 +91,8 @@ class Agent:
         )
         self._readings: deque[Reading] = deque(maxlen=MAX_READINGS)
         self._assignments: Sequence[Assignment] | None = None
+        self._version: str | None = None
+        self._outdated = False
         self._rendezvous: dict[str, str] = {}
         self._cleared: dict[str, str] = {}
         self._lease: Lease | None = None
@@ -120,6 +122,7 @@ class Agent:
         sys.stdout.write(json.dumps({"ready": "agent", "node": registration.node}) + "\n")
         sys.stdout.flush()
         while True:
+            self._hear()
             runs = self._act()
             self._measure()
             if self._closing and self._may_leave(runs):
@@ -274,13 +277,11 @@ class Agent:
         ending = any(run.exit is not None and not run.shipped for run in runs.values())
         hurry = ending or reports != self._told
         chunks = self._shipper.collect() if hurry or now >= self._sent_s + TICK_S else []
-        news = reports != self._told or chunks or self._readings or self._doorbell.rang.is_set()
-        return self._call(reports, chunks) if news or now >= self._renew_s() else False
+        due = reports != self._told or chunks or self._readings or self._outdated or now >= self._renew_s()
+        return self._call(reports, chunks) if due else False
 
     def _call(self, reports: list[MemberReport], chunks: list[StreamChunk], *, leaving: bool = False) -> bool:
         """One call of the service, now. False if it did not answer."""
-        rang = self._doorbell.rang.is_set()
-        self._doorbell.rang.clear()  # before the call: a ring during it is for a change that the answer may not have
         self._sent_s = now_s()
         readings = list(self._readings)
         request = SyncRequest(
@@ -295,8 +296,6 @@ class Agent:
         if isinstance(answer, Unavailable):
             delay_s = self._backoff.next_delay_s(answer, most_s=max(0.2, self._lease_s / 8))
             self._retry_s = now_s() + delay_s
-            if rang:
-                self._doorbell.rang.set()
             log.warning("the service does not answer, next try in %.1f s: %s", delay_s, answer.message)
             return False
         self._backoff.reset()
@@ -311,13 +310,32 @@ class Agent:
         self._lease_s = answer.lease_s
         self._lease = lease_from(sent_s, answer.lease_s)
         self._journal.write_lease(self._lease)
-        self._assignments = answer.assignments
+        self._hold(answer)
         listed = {assignment.attempt for assignment in answer.assignments}
         self._rendezvous = {attempt: address for attempt, address in self._rendezvous.items() if attempt in listed}
         held = self._runs.held()
         for assignment in answer.assignments:
             if assignment.attempt in held:
                 self._follow(assignment)
+
+    def _hear(self) -> None:
+        """Take what the long poll heard, if nothing newer can be known here.
+
+        A poll that was parked with the version held now brings what came after it: an attempt leaves the list on this
+        agent's own word only, so no later answer can have had this version again. What was parked with another
+        version may be older than what is held; the agent calls itself then.
+        """
+        while not self._doorbell.news.empty():
+            news = self._doorbell.news.get()
+            if news.since == self._version:
+                self._hold(news.answer)
+            else:
+                self._outdated = True
+
+    def _hold(self, answer: SyncResponse) -> None:
+        self._assignments = answer.assignments
+        self._version = answer.version
+        self._outdated = False
         self._doorbell.tell(answer.version)
 
     def _follow(self, assignment: Assignment) -> None:

@@ -117,16 +117,20 @@ REFUSALS = {
 }
 
 
-class Doorbell(threading.Thread):
-    """Parks in the long poll and rings when the assignments change.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What the long poll heard: `answer` differs from `since`, the version it was parked with."""
 
-    What the poll answers is not used: only the agent's own calls, which follow one another, say what to hold. So an
-    old answer can never overtake a newer one.
-    """
+    since: str
+    answer: SyncResponse
+
+
+class Doorbell(threading.Thread):
+    """Parks in the long poll, and rings when the assignments change."""
 
     def __init__(self, exchange: Exchange, incarnation: int, ring: Callable[[], None], chance: random.Random) -> None:
         super().__init__(name="doorbell", daemon=True)
-        self.rang = threading.Event()
+        self.news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self.refused: Refused | None = None
         self._exchange = exchange
         self._incarnation = incarnation
@@ -140,12 +144,13 @@ class Doorbell(threading.Thread):
         self._closed.set()
 
     def tell(self, version: str) -> None:
-        """The agent holds this version now."""
+        """The agent holds this version now. After each ring the next poll waits for this."""
         self._versions.put(version)
 
     def run(self) -> None:
         version = self._versions.get()
         while not self._closed.is_set():
+            version = self._latest(version)
             request = SyncRequest(
                 protocol=PROTOCOL_VERSION, incarnation=self._incarnation, wait_s=LONG_POLL_S, version=version
             )
@@ -159,9 +164,9 @@ class Doorbell(threading.Thread):
                 self._closed.wait(self._backoff.next_delay_s(answer))
                 continue
             self._backoff.reset()
-            version = self._latest(version)
+            since, version = version, self._latest(version)
             if answer.version != version:
-                self.rang.set()
+                self.news.put(News(since=since, answer=answer))
                 self._ring()
                 version = self._versions.get()
 

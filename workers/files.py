@@ -16,39 +16,38 @@ def write_record(path: str, value: dict, *, durable: bool = True) -> None:
     _write(draft, value, durable=durable)
     os.replace(draft, path)
     if durable:
-        sync_folder(os.path.dirname(path))
+        sync(os.path.dirname(path))
 
 
 def create_record(path: str, value: dict) -> bool:
-    """Write `path` unless it exists. Of several that try, exactly one is told True."""
+    """Write `path` unless it exists. Of several that try, exactly one is told True. A boot may undo it."""
     draft = f"{path}.{os.getpid()}.draft"
-    _write(draft, value, durable=True)
+    _write(draft, value, durable=False)
     try:
         os.link(draft, path)
     except FileExistsError:
         return False
     finally:
         os.unlink(draft)
-    sync_folder(os.path.dirname(path))
     return True
 
 
 def read_record(path: str) -> dict | None:
-    """The record in `path`, or None if there is no such file."""
+    """The record in `path`; None if there is no such file, or one that a crash of the machine left unfinished."""
     try:
         with open(path, "rb") as file:
             return json.load(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 
-def sync_folder(path: str) -> None:
-    """Make the names in a folder as durable as what they name."""
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: str) -> None:
+    """Make a file's contents, or the names in a folder, survive a crash of the machine."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def ring(bell: str) -> None:

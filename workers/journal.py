@@ -77,9 +77,11 @@ class Journal:
         try:
             draft.mkdir(mode=0o700)
             (draft / "work").mkdir(mode=0o700)
-            files.write_record(str(draft / "launch.json"), launch)
+            files.write_record(str(draft / "launch.json"), launch, durable=False)
             draft.rename(folder)
-            files.sync_folder(str(self.attempts_folder))
+            # In one go at the end: the first makes most file systems write all three, and the others find it done.
+            for path in (folder / "launch.json", folder, self.attempts_folder):
+                files.sync(str(path))
         except OSError:
             self._delete(draft if draft.exists() else folder)
             raise

@@ -53,7 +53,9 @@ class Runs:
         for attempt in journal.attempts():
             folder = journal.attempt_folder(attempt)
             launch = files.read_record(str(folder / "launch.json"))
-            assert launch is not None, f"{folder} has no launch record although it is in place"
+            if launch is None:  # the machine crashed before the record was durable, so before anything was started
+                journal.delete(attempt)
+                continue
             self._held[attempt] = _Held(folder=folder, launch=launch, stop=_stop_in(folder))
             log.info("found attempt %s in the state folder", attempt)
 
@@ -129,7 +131,7 @@ class Runs:
     def settle(self, attempt: str) -> None:
         """Kill what a lost supervisor left, and write the exit record in its place. May be repeated until clean."""
         held = self._held[attempt]
-        if held.claim is None and not self._forbid_start(held):
+        if held.claim is None and held.launch["boot_id"] == self._boot_id and not self._forbid_start(held):
             return  # it lives after all, and will be seen at the next look
         clean = sweep(attempt)
         if held.exit is None:

@@ -35,6 +35,7 @@ class FakeService:
         self.refusals = []
         self.down = False
         self.left = False
+        self.hold_polls = False
         self.closing = False
         service = self
 
@@ -181,7 +182,10 @@ class FakeService:
         assignments = [
             item.model_copy(update={"offsets": self._offsets(item.attempt)}) for item in self.assignments.values()
         ]
-        return 200, SyncResponse(assignments=assignments, version=self._version(), lease_s=self.lease_s)
+        answer = SyncResponse(assignments=assignments, version=self._version(), lease_s=self.lease_s)
+        while request.wait_s and self.hold_polls and not self.closing:
+            self.changed.wait()  # as if the answer were long under way
+        return 200, answer
 
     def _take(self, report):
         if report.attempt not in self.assignments:

@@ -48,8 +48,9 @@ def test_the_inventory_is_what_the_command_line_says(service, agent):
 
 
 def test_an_assignment_that_comes_later_starts_at_once(service, agent, gate):
-    agent().wait_ready()
-    service.wait_syncs(2)
+    service.lease_s = 36_000.0
+    agent("--sample-every", "3600").wait_ready()
+    service.wait_syncs(2)  # it calls no more by itself, but for the long poll
     hold = gate()
     service.grant(assignment(command=hold.script()))
     hold.wait_up()
@@ -126,8 +127,9 @@ def test_a_killed_agent_is_followed_by_one_that_adopts_the_same_process(service,
     supervisor = first.supervisor("a1")
     for _time in range(3):
         first.kill()
+        service.change(service.reports.clear)
         first = agent().wait_ready()
-        service.wait_syncs(3)
+        service.wait_state("a1", RUNNING)
         assert (first.supervisor("a1"), os.path.exists(f"/proc/{pid}")) == (supervisor, True)
     hold.open()
     report = service.wait_forgotten("a1")
@@ -251,6 +253,22 @@ def test_an_assignment_that_is_delivered_again_does_not_start_again(service, age
     report = service.wait_forgotten("a1")
     assert (report.reason, report.clean) == (EndReason.UNKNOWN_START, True)
     assert starts(tmp_path) == ["start"]
+
+
+def test_an_answer_that_was_long_under_way_does_not_undo_a_newer_one(service, agent, gate):
+    agent("--sample-every", "0.1").wait_ready()
+    service.wait_syncs(3)
+    service.set(hold_polls=True)
+    service.grant(assignment("a1", command=["true"]))
+    service.wait_forgotten("a1")
+    hold = gate()
+    service.grant(assignment("a2", command=hold.script()))
+    hold.wait_up()
+    service.wait_state("a2", RUNNING)
+    service.set(hold_polls=False)
+    service.wait_syncs(3)
+    hold.open()
+    assert service.wait_forgotten("a2").reason == EndReason.COMPLETED
 
 
 def test_the_agent_goes_on_when_the_service_comes_back(service, agent, gate):

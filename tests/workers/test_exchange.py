@@ -115,13 +115,16 @@ def held_version(service):
 
 def test_the_bell_rings_when_the_assignments_change_and_not_otherwise(service, doorbell):
     bell, listener = doorbell
-    bell.tell(held_version(service))
+    empty = held_version(service)
+    bell.tell(empty)
     service.wait_syncs(1)
     service.change(lambda: None)
     assert listener.is_silent()
     service.grant(assignment())
     listener.wait()
-    assert bell.rang.is_set()
+    news = bell.news.get_nowait()
+    assert [item.attempt for item in news.answer.assignments] == ["a1"]
+    assert (news.since, news.answer.version) == (empty, held_version(service))
     polls = service.syncs
     bell.tell(held_version(service))
     service.wait(lambda: service.syncs > polls)

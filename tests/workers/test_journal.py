@@ -175,6 +175,23 @@ def test_a_lost_run_is_settled_for_good(journal, records, reason, message):
         assert message in run.exit.message
 
 
+@pytest.mark.parametrize("name", ["claim", "started", "stop", "exit"])
+def test_records_that_a_crash_of_the_machine_left_empty(journal, name):
+    runs = adopt(journal, boot="another")
+    (journal.attempt_folder("a1") / f"{name}.json").touch()
+    runs = Runs(journal, boot_id())
+    assert runs.refresh()["a1"].phase is Phase.LOST
+    runs.settle("a1")
+    assert runs.refresh()["a1"].exit.reason == EndReason.UNKNOWN_START
+
+
+def test_an_attempt_whose_launch_record_is_empty_never_ran(journal):
+    adopt(journal)
+    (journal.attempt_folder("a1") / "launch.json").write_bytes(b"")
+    assert Runs(journal, boot_id()).refresh() == {}
+    assert journal.attempts() == []
+
+
 def test_a_settled_run_can_never_be_started(journal):
     runs = adopt(journal)
     runs.refresh()
