@@ -29,7 +29,12 @@ class NodeReport(Message):
     boot_id: Text = Field(max_length=64, description="Changes when the machine boots: nothing of before still runs.")
     cpu_model: Text = Field(default="", max_length=255)
     cpu_cores: float = Field(gt=0, le=65_536, description="Cores this agent offers.")
-    cpu_threads: int = Field(ge=1, le=65_536, description="Hardware threads of the whole machine, for its power.")
+    cpu_threads: int = Field(
+        ge=1,
+        le=65_536,
+        description="Hardware threads whose power is this node's: all of the machine's, or its CPU slots where it "
+        "offers nothing else, so that two agents on one machine do not bill it twice.",
+    )
     memory_bytes: Count = Field(gt=0, description="Main memory this agent offers in bytes.")
     devices: list[DeviceReport] = Field(max_length=4_096)
     labels: dict[Name, Text] = Field(default={}, max_length=100)
@@ -80,8 +85,18 @@ class NodeView(View):
     memory_bytes: int
     devices: list[DeviceView]
     base_w: float = Field(description="Power of the node in W when it is on and nothing runs.")
+    cordoned: bool = Field(default=False, description="An administrator has closed it to new work.")
+    drain_at: datetime | None = Field(default=None, description="When what still runs there is stopped and requeued.")
     registered_at: datetime
     last_seen_at: datetime
+
+
+class DrainRequest(Message):
+    """Empty a node: nothing new goes there, and what runs has until the deadline."""
+
+    deadline_s: Seconds = Field(
+        default=600.0, description="How long what runs may go on, in s; then it is stopped and requeued."
+    )
 
 
 class NodePage(View):

@@ -40,6 +40,7 @@ class EndReason(StrEnum):
     FENCED = "fenced"  # the agent stopped it because its lease could not be renewed
     NODE_LOST = "node_lost"  # the service waited out the node's lease
     UNKNOWN_START = "unknown_start"  # the agent cannot tell whether it ran: never started twice
+    DRAINED = "drained"  # an administrator emptied its node
 
 
 class Desired(StrEnum):

@@ -7,7 +7,15 @@ from sqlalchemy import Connection
 from protocol.states import AttemptState, Desired, EndReason, JobState
 from protocol.sync import MemberReport
 from service.db import Record, notify
-from service.lifecycle import MemberFacts, check_job_change, describe, job_state_after, judge_gang, moves_forward
+from service.lifecycle import (
+    ASKED,
+    MemberFacts,
+    check_job_change,
+    describe,
+    job_state_after,
+    judge_gang,
+    moves_forward,
+)
 from service.store import attempts as store
 from service.store import jobs as job_store
 
@@ -35,8 +43,8 @@ def take_report(tx: Connection, node_id: str, report: MemberReport, *, max_attem
         _tell_nodes(tx, attempt.id)
     if moves_forward(AttemptState(member.state), report.state):
         reason = report.reason
-        if reason == EndReason.CANCELLED and attempt.reason != EndReason.CANCELLED.value:
-            reason = EndReason.PEER_ENDED  # the agent knows that it was told to stop, not why
+        if reason == EndReason.CANCELLED:  # the agent knows that it was told to stop, not why
+            reason = EndReason(attempt.reason) if attempt.reason in ASKED else EndReason.PEER_ENDED
         store.change_member(
             tx,
             attempt.id,

@@ -27,6 +27,10 @@ ATTEMPT_ORDER = (A.GRANTED, A.STARTING, A.RUNNING, A.STOPPING, A.ENDED)
 RETRIED = frozenset({EndReason.NODE_LOST, EndReason.FENCED, EndReason.UNKNOWN_START})
 """Ends that are no fault of the job: it goes back to the queue."""
 
+ASKED = frozenset({EndReason.CANCELLED, EndReason.DRAINED})
+"""Ends that somebody asked the service for: a member that was stopped then ended for the attempt's own reason, and not
+because of another member."""
+
 SENTENCES: dict[EndReason, str] = {
     EndReason.COMPLETED: "every rank exited with 0",
     EndReason.FAILED: "a rank failed",
@@ -37,6 +41,7 @@ SENTENCES: dict[EndReason, str] = {
     EndReason.FENCED: "its node could not reach the service and stopped it",
     EndReason.NODE_LOST: "its node was not heard of any more",
     EndReason.UNKNOWN_START: "its node cannot tell whether it ran",
+    EndReason.DRAINED: "an administrator emptied its node",
 }
 
 
@@ -111,7 +116,7 @@ def job_state_after(reason: EndReason, *, epoch: int, max_attempts: int, cancel_
         return J.SUCCEEDED
     if cancel_requested or reason == EndReason.CANCELLED:
         return J.CANCELLED
-    if reason in RETRIED and epoch < max_attempts:
+    if reason == EndReason.DRAINED or (reason in RETRIED and epoch < max_attempts):
         return J.QUEUED
     return J.FAILED
 

@@ -49,16 +49,38 @@ users = Table(
     CheckConstraint("role IN ('admin', 'user')", name="role"),
 )
 
-# Only the SHA-256 of a token is kept. A token belongs to one person or to one node, never to both.
+# Only the SHA-256 of a token is kept, and its last characters, by which its owner tells it from others. A token belongs
+# to one person or to one node, never to both.
 tokens = Table(
     "tokens",
     metadata,
     Column("hash", LargeBinary, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("ending", Text, nullable=True),
     Column("user_id", Text, ForeignKey("users.id"), nullable=True),
     Column("node_name", Text, nullable=True),
     _time("created_at"),
     _time("revoked_at", nullable=True),
     CheckConstraint("(user_id IS NULL) <> (node_name IS NULL)", name="one_owner"),
+)
+
+# With a join token an agent becomes a node, once. `used_hash` is the credential it chose: it may say so again when the
+# answer was lost, and nobody else may.
+join_tokens = Table(
+    "join_tokens",
+    metadata,
+    Column("hash", LargeBinary, primary_key=True),
+    # The one name it is good for; any new one if there is none.
+    Column("node_name", Text, nullable=True),
+    # Whether it may take the name from a node that has a credential.
+    Column("replace", Boolean, nullable=False),
+    Column("created_by", Text, ForeignKey("users.id"), nullable=False),
+    _time("created_at"),
+    _time("expires_at"),
+    _time("used_at", nullable=True),
+    Column("used_by", Text, nullable=True),
+    Column("used_hash", LargeBinary, nullable=True),
+    CheckConstraint("num_nulls(used_at, used_by, used_hash) IN (0, 3)", name="used"),
 )
 
 # A node is its name: the id.
@@ -76,8 +98,13 @@ nodes = Table(
     Column("cpu_threads", Integer, nullable=False),
     Column("memory_bytes", BigInteger, nullable=False),
     Column("labels", JSONB, nullable=False),
+    # An administrator's word, which outlives registrations: nothing new goes there.
+    Column("cordoned", Boolean, nullable=False),
+    # When what runs there is stopped; only on a node that is cordoned, and never after it is opened again.
+    _time("drain_at", nullable=True),
     _time("registered_at"),
     _time("last_seen_at"),
+    CheckConstraint("drain_at IS NULL OR cordoned", name="drain"),
     CheckConstraint("state IN ('ready', 'lost')", name="state"),
 )
 

@@ -55,7 +55,7 @@ def register(
     }
     if node is None:
         incarnation = 1
-        store.add_node(tx, id=name, incarnation=incarnation, **values)
+        store.add_node(tx, id=name, incarnation=incarnation, cordoned=False, **values)
     else:
         incarnation = node.incarnation + 1
         store.close_session(tx, name, ended_at=node.last_seen_at)

@@ -48,6 +48,42 @@ class UnknownCycle(Refusal):
     title = "No such cycle"
 
 
+class UnknownUser(Refusal):
+    status = 404
+    kind = "unknown-user"
+    title = "No such user"
+
+
+class UnknownToken(Refusal):
+    status = 404
+    kind = "unknown-token"
+    title = "No such token"
+
+
+class UserExists(Refusal):
+    status = 409
+    kind = "user-exists"
+    title = "There is a user of this name"
+
+
+class LastAdmin(Refusal):
+    status = 409
+    kind = "last-admin"
+    title = "No administrator could call any more"
+
+
+class JoinTokenSpent(Refusal):
+    status = 409
+    kind = "join-token-spent"
+    title = "The join token is not good any more"
+
+
+class NodeTaken(Refusal):
+    status = 409
+    kind = "node-taken"
+    title = "The node has a credential already"
+
+
 class JobEnded(Refusal):
     status = 409
     kind = "job-ended"

@@ -104,6 +104,8 @@ def node(row: Record, devices: Sequence[Record], holders: dict[str, str], base_w
             for device in devices
         ],
         base_w=base_w,
+        cordoned=row.cordoned,
+        drain_at=row.drain_at,
         registered_at=row.registered_at,
         last_seen_at=row.last_seen_at,
     )

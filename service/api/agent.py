@@ -4,15 +4,23 @@ from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy import Connection
 
+from protocol.accounts import JoinRequest, JoinResponse
 from protocol.sync import RegisterRequest, RegisterResponse, SyncRequest, SyncResponse
-from service import nodes, sync
-from service.api.deps import NodeDep, PartsDep
+from service import auth, joining, nodes, sync
+from service.api.deps import Authorization, JoinTokenDep, NodeDep, PartsDep
 from service.api.errors import RESPONSES, refused
-from service.refusals import DeviceTaken, ProtocolMismatch, StaleIncarnation
+from service.refusals import DeviceTaken, JoinTokenSpent, NodeTaken, ProtocolMismatch, StaleIncarnation
 
 router = APIRouter(prefix="/v1/agent", tags=["agent"], responses=RESPONSES)
 
 MAX_WAIT_S = 30.0
+
+
+@router.post("/join", responses=refused(JoinTokenSpent, NodeTaken, ProtocolMismatch))
+def join(request: JoinRequest, parts: PartsDep, token_hash: JoinTokenDep) -> JoinResponse:
+    """Become a node: the token is a join token, and the credential is good from now on."""
+    with parts.engine.begin() as tx:
+        return joining.join(tx, token_hash, request, now=parts.now())
 
 
 @router.post("/register", responses=refused(DeviceTaken, ProtocolMismatch))
@@ -30,7 +38,9 @@ def register(request: RegisterRequest, parts: PartsDep, node: NodeDep) -> Regist
 
 
 @router.post("/sync", responses=refused(StaleIncarnation, ProtocolMismatch))
-async def exchange(request: SyncRequest, parts: PartsDep, node: NodeDep) -> SyncResponse:
+async def exchange(
+    request: SyncRequest, parts: PartsDep, node: NodeDep, authorization: Authorization = None
+) -> SyncResponse:
     """Tell what the node observes; get what it should hold, at once or as soon as that differs from `version`."""
     topic = f"node:{node}"
     ticket = parts.hub.ticket(topic)
@@ -42,6 +52,7 @@ async def exchange(request: SyncRequest, parts: PartsDep, node: NodeDep) -> Sync
 
     def look() -> SyncResponse:
         with parts.engine.begin() as tx:
+            auth.identify_node(tx, authorization)  # the credential may have been revoked while we waited
             return _answer(tx)
 
     def _answer(tx: Connection) -> SyncResponse:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from service.api import agent, cycles, errors, health, jobs, nodes, reports
+from service.api import accounts, agent, cycles, errors, health, jobs, nodes, reports
 from service.api.deps import Parts
 from service.api.limits import BodyLimit, KnownHosts
 from service.db import Listener
@@ -42,7 +42,7 @@ def create_app(parts: Parts, listener: Listener | None = None) -> FastAPI:
     )
     app.state.parts = parts
     errors.install(app)
-    for module in (jobs, nodes, reports, cycles, agent, health, web):
+    for module in (accounts, jobs, nodes, reports, cycles, agent, health, web):
         app.include_router(module.router)
     app.add_middleware(BodyLimit)
     if parts.settings.host in LOOPBACK:

@@ -50,6 +50,12 @@ def node(parts: PartsDep, authorization: Authorization = None) -> Name:
         return auth.identify_node(tx, authorization)
 
 
+def join_token(authorization: Authorization = None) -> bytes:
+    """The hash of a token that is yet to be looked up."""
+    return auth.hash_token(auth.bearer(authorization))
+
+
 PersonDep = Annotated[Person, Depends(person)]
 AdminDep = Annotated[Person, Depends(admin)]
 NodeDep = Annotated[Name, Depends(node)]
+JoinTokenDep = Annotated[bytes, Depends(join_token)]

@@ -10,12 +10,12 @@ from fastapi.responses import StreamingResponse
 from protocol.base import Name
 from protocol.jobs import EventPage, JobPage, JobSpec, JobView, LogView, MetricPage
 from protocol.states import FINAL_JOB_STATES, JobState
-from service import jobs, views
+from service import auth, jobs, views
 from service.api.deps import Parts, PartsDep, PersonDep
 from service.api.errors import RESPONSES, refused
 from service.db import Record
 from service.jobs import KeyInUse
-from service.refusals import Impossible, JobEnded, UnknownJob
+from service.refusals import Impossible, JobEnded, Unauthorised, UnknownJob
 from service.store import logs as log_store
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=RESPONSES)
@@ -134,7 +134,7 @@ async def read_logs(
 
     def read(after: int) -> tuple[JobView, list[Record]]:
         with parts.engine.begin() as tx:
-            job = jobs.get(tx, person, job_id)
+            job = jobs.get(tx, auth.identify_again(tx, person), job_id)
             streams = [stream] if stream else ["stdout", "stderr"]
             rows = log_store.read_chunks(
                 tx, job_id, epoch=epoch, rank=rank, streams=streams, after=after, limit=CHUNKS_AT_ONCE
@@ -153,7 +153,10 @@ async def read_logs(
                 await parts.hub.wait(topic, ticket, KEEP_ALIVE_S)
                 yield "\n"
             ticket = parts.hub.ticket(topic)
-            job, rows = await run_in_threadpool(read, after)
+            try:
+                job, rows = await run_in_threadpool(read, after)
+            except (Unauthorised, UnknownJob):  # the token was revoked meanwhile, or its person's role changed
+                return
 
     ticket = parts.hub.ticket(f"job:{job_id}")
     job, rows = await run_in_threadpool(read, 0)

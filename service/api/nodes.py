@@ -4,14 +4,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from protocol.nodes import NodePage, NodeView
-from service import nodes
-from service.api.deps import PartsDep, PersonDep
+from protocol.nodes import DrainRequest, NodePage, NodeView
+from service import maintenance, nodes
+from service.api.deps import AdminDep, PartsDep, PersonDep
 from service.api.errors import RESPONSES, refused
 from service.refusals import UnknownNode
 
 router = APIRouter(prefix="/v1/nodes", tags=["nodes"], responses=RESPONSES)
 
+Name = Annotated[str, Path(max_length=63, pattern=r"^[A-Za-z0-9._-]+$", description="The node's name.")]
 Cursor = Annotated[str, Query(max_length=63, pattern=r"^[A-Za-z0-9._-]*$", description="`next` of the page before.")]
 
 
@@ -28,9 +29,31 @@ def list_nodes(
 
 
 @router.get("/{name}", responses=refused(UnknownNode))
-def get_node(
-    name: Annotated[str, Path(max_length=63, pattern=r"^[A-Za-z0-9._-]+$")], parts: PartsDep, person: PersonDep
-) -> NodeView:
+def get_node(name: Name, parts: PartsDep, person: PersonDep) -> NodeView:
     """One node."""
     with parts.engine.begin() as tx:
         return nodes.get(tx, person, name)
+
+
+@router.post("/{name}/cordon", responses=refused(UnknownNode))
+def cordon_node(name: Name, parts: PartsDep, person: AdminDep) -> NodeView:
+    """Keep new work away from the node; what runs there goes on. Administrators only."""
+    with parts.engine.begin() as tx:
+        return maintenance.cordon(tx, person, name)
+
+
+@router.post("/{name}/uncordon", responses=refused(UnknownNode))
+def uncordon_node(name: Name, parts: PartsDep, person: AdminDep) -> NodeView:
+    """Let the node take work again. Administrators only."""
+    with parts.engine.begin() as tx:
+        return maintenance.uncordon(tx, person, name)
+
+
+@router.post("/{name}/drain", responses=refused(UnknownNode))
+def drain_node(name: Name, request: DrainRequest, parts: PartsDep, person: AdminDep) -> NodeView:
+    """Keep new work away from the node, and stop and requeue what still runs there after the deadline.
+
+    Administrators only.
+    """
+    with parts.engine.begin() as tx:
+        return maintenance.drain(tx, person, name, deadline_s=request.deadline_s, now=parts.now())

@@ -45,7 +45,7 @@ def commit_gang(
     if len(rows) < len(wanted):
         raise Overtaken("a node is gone")
     for row in rows:
-        if row.state != NodeState.READY.value or row.incarnation != seen.incarnations[row.id]:
+        if row.state != NodeState.READY.value or row.cordoned or row.incarnation != seen.incarnations[row.id]:
             raise Overtaken(f"node {row.id} is not as the plan saw it")
         millicores, memory_bytes = attempt_store.held_on_node(tx, row.id)
         if millicores + shape.millicores > row.millicores or memory_bytes + shape.memory_bytes > row.memory_bytes:

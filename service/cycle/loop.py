@@ -17,7 +17,7 @@ from protocol.states import NodeState
 from scheduler import codec
 from scheduler.plan import Outcome, Plan
 from scheduler.problem import Budget, Problem
-from service import nodes
+from service import maintenance, nodes
 from service.cycle.commit import Overtaken, TermOver, commit_gang
 from service.cycle.leadership import RENEW_S, Leadership
 from service.cycle.leases import Leases
@@ -98,9 +98,10 @@ class Cycle:
         return True
 
     def _expire(self) -> None:
-        """End what ran on nodes that have gone silent."""
+        """End what ran on nodes that have gone silent, and on nodes that should be empty by now."""
         with snapshot(self._engine) as tx:
             rows = node_store.list_nodes(tx)
+            overdue = node_store.overdue_drains(tx, self._now())
         contacts = {row.id: row.last_seen_at for row in rows if row.state == NodeState.READY.value}
         for node_id in self._leases.look(contacts, self._clock_s()):
             with self._engine.begin() as tx:
@@ -113,6 +114,11 @@ class Cycle:
                 )
             if lost:
                 log.warning("node %s is lost: not heard for more than %g s", node_id, self._settings.lease_s)
+        for node_id in overdue:
+            with self._engine.begin() as tx:
+                stopped = maintenance.stop_drained(tx, node_id, now=self._now())
+            if stopped:
+                log.info("node %s is past its drain deadline: what runs there is stopped and requeued", node_id)
 
     def _plan(self, term: int) -> None:
         # 1. One consistent read. The transaction is over before the solver starts.

@@ -129,7 +129,7 @@ def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: S
         memory_bytes=row.memory_bytes,
         free_memory_bytes=row.memory_bytes - sum(member.memory_bytes for member in work),
         power=node_power(inventory_of(row, devices)),
-        open=row.state == NodeState.READY.value,
+        open=row.state == NodeState.READY.value and not row.cordoned,
         busy_s=max((_remaining_s(member, now) for member in work), default=0.0),
     )
 

@@ -6,9 +6,9 @@ from datetime import datetime
 from sqlalchemy import Connection, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from protocol.states import NodeState
+from protocol.states import AttemptState, Desired, NodeState
 from service.db import Record
-from service.models import allocations, devices, node_sessions, nodes, samples
+from service.models import allocations, attempts, devices, members, node_sessions, nodes, samples
 
 
 def find_node(tx: Connection, node_id: str, *, lock: bool = False) -> Record | None:
@@ -48,6 +48,18 @@ def mark_lost(tx: Connection, node_id: str, *, last_seen_at: datetime) -> bool:
         nodes.c.id == node_id, nodes.c.last_seen_at == last_seen_at, nodes.c.state == NodeState.READY.value
     )
     return tx.execute(query.values(state=NodeState.LOST.value)).rowcount == 1
+
+
+def overdue_drains(tx: Connection, now: datetime) -> Sequence[str]:
+    """Nodes that should be empty by now and still have an attempt that nobody has told to stop."""
+    running = exists().where(
+        members.c.node_id == nodes.c.id,
+        members.c.attempt_id == attempts.c.id,
+        members.c.state != AttemptState.ENDED.value,
+        attempts.c.state != AttemptState.ENDED.value,
+        attempts.c.desired == Desired.RUN.value,
+    )
+    return tx.execute(select(nodes.c.id).where(nodes.c.drain_at <= now, running).order_by(nodes.c.id)).scalars().all()
 
 
 def owners_of_devices(tx: Connection, device_ids: Sequence[str]) -> Sequence[Record]:
