@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,8 @@ FALLBACK_USERS = ("postgres", "nobody")
 START_TIMEOUT_S = 120.0
 """A server that was killed replays its log before it answers; this is how long that may take."""
 STOP_TIMEOUT_S = 30.0
+RESTART_TRIES, RESTART_PAUSE_S = 60, 0.5
+"""A process of a killed server that is in the middle of a statement keeps the folder until that is over."""
 MAX_SOCKET_PATH = 107
 """Longest path of a Unix socket on Linux, in bytes."""
 
@@ -121,8 +124,15 @@ class EmbeddedPostgres:
 
     def restart(self) -> None:
         """Start the server again after it has ended by itself. Raises PostgresError."""
-        self._stop_leftover()
-        self._launch()
+        for left in range(RESTART_TRIES, -1, -1):
+            self._stop_leftover()
+            try:
+                self._launch()
+                return
+            except PostgresError:
+                if not left:
+                    raise
+            time.sleep(RESTART_PAUSE_S)
 
     def stop(self) -> None:
         """Stop the server without losing anything, and release the folder."""
@@ -231,10 +241,16 @@ class EmbeddedPostgres:
 
     def _stop_leftover(self) -> None:
         """End a server whose supervisor was killed. We hold the lock, so nobody else wants it."""
-        pid_file = self.home / "data" / "postmaster.pid"
+        data = self.home / "data"
+        pid_file = data / "postmaster.pid"
         if not pid_file.exists():
             return
-        stop = [str(self._binaries / "pg_ctl"), "stop", "-D", str(pid_file.parent), "-m", "fast", "-w"]
+        pid = pid_file.read_text().partition("\n")[0]
+        if self._run_as(self._owner, ["test", f"/proc/{pid}/cwd", "-ef", str(data)]).returncode != 0:
+            # It is long dead. Another process may have its number by now, which neither pg_ctl nor the new server sees.
+            pid_file.unlink()
+            return
+        stop = [str(self._binaries / "pg_ctl"), "stop", "-D", str(data), "-m", "fast", "-w"]
         self._run_as(self._owner, stop)
 
     def _launch(self) -> None:
