@@ -1,0 +1,84 @@
+"""Migrations: they lead to the schema of the models, in one line, and applying them again or together does no harm."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect, text
+
+import migrations
+from service import migrate
+from service.db import connect
+from service.models import metadata
+from service.postgres import DATABASE, EmbeddedPostgres
+
+
+@pytest.fixture
+def empty_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database with nothing in it."""
+    maintenance = postgres.url.replace(f"/{DATABASE}?", "/postgres?")
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE empty")
+        yield postgres.url.replace(f"/{DATABASE}?", "/empty?")
+        connection.execute("DROP DATABASE empty WITH (FORCE)")
+
+
+def shape(url: str) -> list[tuple[str, ...]]:
+    """Every column, index and constraint of the schema."""
+    engine = connect(url, pool_size=1)
+    with engine.connect() as tx:
+        found = tx.execute(
+            text(
+                "SELECT 'column', table_name || '.' || column_name, data_type || is_nullable "
+                "FROM information_schema.columns WHERE table_schema = 'public' "
+                "UNION ALL SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' "
+                "UNION ALL SELECT 'constraint', conname, pg_get_constraintdef(oid) FROM pg_constraint "
+                "WHERE connamespace = 'public'::regnamespace ORDER BY 1, 2, 3"
+            )
+        ).all()
+    engine.dispose()
+    return [tuple(row) for row in found]
+
+
+def test_there_is_one_line_of_revisions_from_nothing_to_the_newest() -> None:
+    scripts = ScriptDirectory(migrations.__path__[0])
+    assert len(scripts.get_bases()) == len(scripts.get_heads()) == 1
+    line = [script.revision for script in scripts.walk_revisions()]
+    assert sorted(line, reverse=True) == line, "numbered in their order"
+
+
+def test_the_migrations_lead_to_what_the_models_say(engine: Engine) -> None:
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata) == []
+        found = inspect(connection)
+        for table in metadata.sorted_tables:
+            named = {str(constraint.name) for constraint in table.constraints if constraint.name}
+            checks = {str(check["name"]) for check in found.get_check_constraints(table.name)}
+            others = set(connection.execute(text("SELECT conname FROM pg_constraint")).scalars())
+            assert named <= checks | others, "comparing does not see checks and exclusions"
+
+
+def test_applying_them_again_changes_nothing(empty_url: str) -> None:
+    assert not migrate.is_current(empty_url)
+    migrate.upgrade(empty_url)
+    assert migrate.is_current(empty_url)
+    before = shape(empty_url)
+    migrate.upgrade(empty_url)
+    assert migrate.is_current(empty_url)
+    assert shape(empty_url) == before
+
+
+@pytest.mark.system
+def test_processes_that_migrate_at_once_do_not_get_in_each_others_way(empty_url: str, database_url: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ERGON_")}
+    environment["ERGON_DATABASE_URL"] = empty_url
+    command = [sys.executable, "-P", "-m", "service", "migrate"]
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[0] for process in processes] == ['{"ready": "migrate"}\n'] * 3
+    assert shape(empty_url) == shape(database_url)
