@@ -11,29 +11,25 @@ The values it takes and gives are those of the package `protocol`.
 """
 
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Literal, Self, TypeVar
-from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError
 
-from ergon.connection import PATIENT_TRIES, TRIES, Connection, Parameters
+from ergon.accounts import Accounts
+from ergon.connection import PATIENT_TRIES, TRIES, Connection, Parameters, ViewT, fresh_key, parse, segment
 from ergon.credentials import resolve
-from ergon.errors import ErgonError, UnexpectedAnswer, Unreachable, WaitTimedOut
+from ergon.errors import ErgonError, Unreachable, WaitTimedOut
 from protocol.accounts import IdentityView, ServiceView
-from protocol.base import View
 from protocol.cycles import CycleDetail, CyclePage, CycleView
 from protocol.jobs import EventPage, EventView, JobPage, JobSpec, JobView, LogView, MetricPage, MetricPoint
-from protocol.nodes import NodePage, NodeView
+from protocol.nodes import DrainRequest, NodePage, NodeView
 from protocol.reports import AllocationReport
 from protocol.states import FINAL_JOB_STATES, JobState
 
 Stream = Literal["stdout", "stderr"]
-ViewT = TypeVar("ViewT", bound=View)
 PageT = TypeVar("PageT", JobPage, EventPage, MetricPage, NodePage, CyclePage)
 
 FIRST_POLL_S = 0.1
@@ -64,6 +60,7 @@ class Client:
         """
         self._connection = Connection(resolve(server, token), transport=transport, sleep=sleep)
         self._sleep = sleep
+        self.accounts = Accounts(self._connection)
 
     def __enter__(self) -> Self:
         return self
@@ -98,7 +95,7 @@ class Client:
         present node could run it, `urn:ergon:invalid` for a spec the service does not accept.
         """
         body = spec.model_dump_json(exclude_defaults=True)
-        return _parse(JobView, self._connection.post("/v1/jobs", body, key=key or _fresh_key()))
+        return parse(JobView, self._connection.post("/v1/jobs", body, key=key or fresh_key()))
 
     def job(self, job_id: str) -> JobView:
         """One job."""
@@ -123,7 +120,7 @@ class Client:
 
         Raises RequestRefused with type `urn:ergon:job-ended` if it has ended already.
         """
-        return _parse(JobView, self._connection.post(f"{_job_path(job_id)}/cancel", None, key=key or _fresh_key()))
+        return parse(JobView, self._connection.post(f"{_job_path(job_id)}/cancel", None, key=key or fresh_key()))
 
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> JobView:
         """The job once it has ended, however it ended. Survives a restart of the service.
@@ -145,7 +142,7 @@ class Client:
         query = {"epoch": epoch, "rank": rank, "stream": stream, "follow": False}
         for line in self._connection.lines(f"{_job_path(job_id)}/logs", query):
             if line:
-                yield _parse(LogView, line)
+                yield parse(LogView, line)
 
     def follow_logs(
         self, job_id: str, *, epoch: int | None = None, rank: int | None = None, stream: Stream | None = None
@@ -162,7 +159,7 @@ class Client:
                     failures = 0
                     if not line:
                         continue
-                    piece = _parse(LogView, line)
+                    piece = parse(LogView, line)
                     source = (piece.epoch, piece.rank, piece.stream)
                     if piece.offset > given.get(source, -1):
                         given[source] = piece.offset
@@ -193,7 +190,25 @@ class Client:
 
     def node(self, name: str) -> NodeView:
         """One node."""
-        return self._get(f"/v1/nodes/{_segment(name)}", NodeView)
+        return self._get(f"/v1/nodes/{segment(name)}", NodeView)
+
+    def cordon(self, name: str) -> NodeView:
+        """Keep new work away from a node; what runs there goes on. Administrators only."""
+        return self._node_action(name, "cordon")
+
+    def uncordon(self, name: str) -> NodeView:
+        """Let a node take work again. Administrators only."""
+        return self._node_action(name, "uncordon")
+
+    def drain(self, name: str, *, deadline_s: float) -> NodeView:
+        """Keep new work away from a node; what still runs there after `deadline_s` is stopped and requeued.
+
+        Administrators only.
+        """
+        return self._node_action(name, "drain", DrainRequest(deadline_s=deadline_s).model_dump_json())
+
+    def _node_action(self, name: str, action: str, body: str | None = None) -> NodeView:
+        return parse(NodeView, self._connection.post(f"/v1/nodes/{segment(name)}/{action}", body, key=fresh_key()))
 
     def report(self, start: datetime | None = None, end: datetime | None = None) -> AllocationReport:
         """Who was allocated what, what stood idle, and the energy; the last 24 hours unless told otherwise.
@@ -216,7 +231,7 @@ class Client:
         return self._get(f"/v1/cycles/{cycle_id}", CycleDetail)
 
     def _get(self, path: str, view: type[ViewT], query: Parameters | None = None, *, tries: int = TRIES) -> ViewT:
-        return _parse(view, self._connection.get(path, query, tries=tries))
+        return parse(view, self._connection.get(path, query, tries=tries))
 
     def _pages(self, path: str, view: type[PageT], query: Parameters) -> Iterator[PageT]:
         page = self._get(path, view, query)
@@ -226,32 +241,8 @@ class Client:
             yield page
 
 
-def _parse(view: type[ViewT], answer: httpx.Response | str) -> ViewT:
-    try:
-        return view.model_validate_json(answer if isinstance(answer, str) else answer.content)
-    except ValidationError as error:
-        where = "" if isinstance(answer, str) else f"of {answer.request.url} "
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(map(str, fault["loc"]))
-        raise UnexpectedAnswer(
-            f"the answer {where}is no {view.__name__} ({field}: {fault['msg']}); "
-            "is it Ergon, and not older than this client?"
-        ) from error
-
-
-def _fresh_key() -> str:
-    return str(uuid.uuid4())
-
-
 def _job_path(job_id: str) -> str:
-    return f"/v1/jobs/{_segment(job_id)}"
-
-
-def _segment(name: str) -> str:
-    """One segment of a path. HTTP gives dots a meaning of their own."""
-    if not name.strip("."):
-        raise ErgonError(f"{name!r} is no id; `ergon jobs` and `ergon nodes` list them")
-    return quote(name, safe="")
+    return f"/v1/jobs/{segment(job_id)}"
 
 
 def _window(start: datetime | None, end: datetime | None) -> dict[str, str | None]:

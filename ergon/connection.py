@@ -1,17 +1,31 @@
 """HTTP to the service: authenticates, repeats what may be repeated, turns what is no answer into an error."""
 
 import random
+import ssl
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from urllib.parse import urlsplit
+from typing import Literal, TypeVar
+from urllib.parse import quote, urlsplit
 
 import httpx
 from pydantic import ValidationError
 
 from ergon.credentials import START_ONE, Credentials
-from ergon.errors import NotConfigured, NotFound, RequestRefused, Unauthorised, UnexpectedAnswer, Unreachable
+from ergon.errors import (
+    ErgonError,
+    NotConfigured,
+    NotFound,
+    RequestRefused,
+    Unauthorised,
+    UnexpectedAnswer,
+    Unreachable,
+)
+from protocol.base import View
 from protocol.errors import ErrorBody
+
+ViewT = TypeVar("ViewT", bound=View)
 
 Parameters = Mapping[str, str | int | bool | Sequence[str] | None]
 """A query. None leaves a parameter out; a sequence repeats it."""
@@ -44,7 +58,7 @@ class Connection:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Raises NotConfigured for an address or a token that HTTP cannot carry."""
+        """Raises NotConfigured for an address or a token that HTTP cannot carry, or an unreadable certificate."""
         self.server = credentials.server.rstrip("/")
         self._sleep = sleep
         url = _address(self.server)
@@ -54,7 +68,12 @@ class Connection:
         # A proxy from the environment cannot reach this machine's own loopback.
         loopback = url.host in ("localhost", "::1") or url.host.startswith("127.")
         self._http = httpx.Client(
-            base_url=url, headers=headers, timeout=TIMEOUT, transport=transport, trust_env=not loopback
+            base_url=url,
+            headers=headers,
+            timeout=TIMEOUT,
+            transport=transport,
+            trust_env=not loopback,
+            verify=_trusted(credentials.ca),
         )
 
     def close(self) -> None:
@@ -72,16 +91,21 @@ class Connection:
 
         Raises Unreachable, RequestRefused or UnexpectedAnswer.
         """
-        headers = {"Idempotency-Key": key}
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        request = self._http.build_request("POST", path, content=body, headers=headers)
+        request = self._request("POST", path, body)
+        request.headers["Idempotency-Key"] = key
         try:
             return self._send(request, tries)
         except Unreachable as error:
             raise Unreachable(
                 f"{error}. The request may have arrived; sending it again with key {key} is safe"
             ) from error
+
+    def change(self, method: Literal["POST", "PATCH", "DELETE"], path: str, body: str | None = None) -> httpx.Response:
+        """The answer to a request that may be repeated without an Idempotency-Key: twice does no more than once.
+
+        Raises Unreachable, RequestRefused or UnexpectedAnswer.
+        """
+        return self._send(self._request(method, path, body), TRIES)
 
     def lines(self, path: str, query: Parameters) -> Iterator[str]:
         """The lines of a streamed answer as they come, empty ones too. Not repeated: the caller knows where it was.
@@ -103,6 +127,10 @@ class Connection:
     def pause(self, failures: int) -> None:
         """Wait before the next try: longer after every failure, with jitter so that clients do not return together."""
         self._sleep(_backoff(failures))
+
+    def _request(self, method: str, path: str, body: str | None) -> httpx.Request:
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        return self._http.build_request(method, path, content=body, headers=headers)
 
     def _send(self, request: httpx.Request, tries: int) -> httpx.Response:
         failures = 0
@@ -126,6 +154,11 @@ class Connection:
 
     def _silent(self, error: httpx.TransportError) -> str:
         reason = str(error) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in reason:
+            return (
+                f"{self.server} is not known to be itself ({reason}); set ERGON_CA to the file with the certificate "
+                "that vouches for it"
+            )
         return f"no answer from {self.server} ({reason}); is it running? Otherwise {START_ONE}"
 
     def _busy(self, response: httpx.Response) -> str:
@@ -146,6 +179,35 @@ class Connection:
         return NotFound(body, status) if status == 404 else RequestRefused(body, status)
 
 
+def parse(view: type[ViewT], answer: httpx.Response | str) -> ViewT:
+    """The answer as the view it should be. Raises UnexpectedAnswer if it is not."""
+    try:
+        return view.model_validate_json(answer if isinstance(answer, str) else answer.content)
+    except ValidationError as error:
+        where = "" if isinstance(answer, str) else f"of {answer.request.url} "
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(map(str, fault["loc"]))
+        raise UnexpectedAnswer(
+            f"the answer {where}is no {view.__name__} ({field}: {fault['msg']}); "
+            "is it Ergon, and not older than this client?"
+        ) from error
+
+
+def fresh_key() -> str:
+    """An Idempotency-Key that no other request has."""
+    return str(uuid.uuid4())
+
+
+def segment(name: str) -> str:
+    """A name as one segment of a path. HTTP gives dots a meaning of their own.
+
+    Raises ErgonError for a name that is empty or all dots.
+    """
+    if not name.strip("."):
+        raise ErgonError(f"{name!r} is no id; `ergon jobs` and `ergon nodes` list them")
+    return quote(name, safe="")
+
+
 def _address(server: str) -> httpx.URL:
     remedy = "give one like http://127.0.0.1:8765"
     try:
@@ -156,6 +218,16 @@ def _address(server: str) -> httpx.URL:
     if not usable:
         raise NotConfigured(f"{server!r} is not an address; {remedy}")
     return url
+
+
+def _trusted(ca: str | None) -> ssl.SSLContext | bool:
+    """What vouches for the server: the certificates in `ca` and no others, or the system's."""
+    if ca is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except (OSError, ValueError) as error:
+        raise NotConfigured(f"ERGON_CA {ca} cannot be used ({error}); name a file with a certificate (PEM)") from error
 
 
 def _token(token: str) -> str:

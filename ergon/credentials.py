@@ -15,10 +15,14 @@ START_ONE = "start a local cluster with `ergon up`, or set ERGON_SERVER and ERGO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """`server` is an address such as http://127.0.0.1:8765; `token` belongs to a person, None for an anonymous call."""
+    """`server` is an address such as http://127.0.0.1:8765; `token` belongs to a person, None for an anonymous call.
+
+    `ca` is a file with the certificate that vouches for the server's; None for those that the system trusts.
+    """
 
     server: str
     token: str | None = field(default=None, repr=False)
+    ca: str | None = None
 
 
 def credentials_path(environment: Mapping[str, str] = os.environ) -> Path:
@@ -43,7 +47,7 @@ def resolve(
         server = saved.server
     if not token and saved is not None and saved.server.rstrip("/") == server.rstrip("/"):
         token = saved.token
-    return Credentials(server=server, token=token)
+    return Credentials(server=server, token=token, ca=environment.get("ERGON_CA") or None)
 
 
 def load(path: Path) -> Credentials | None:

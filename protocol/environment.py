@@ -9,11 +9,17 @@ CLIENT_VARIABLES = {
     "ERGON_SERVER": "Address of the service, such as http://127.0.0.1:8765.",
     "ERGON_TOKEN": "The token of the person who calls.",
 }
+CONNECTION_VARIABLES = {
+    "ERGON_CA": "File with the certificate (PEM) that vouches for the service's; those the system trusts if unset.",
+}
 SERVICE_VARIABLES = {
     "ERGON_DATA_DIR": "Folder for the embedded PostgreSQL and its logs.",
     "ERGON_DATABASE_URL": "PostgreSQL to use instead of the embedded one (postgresql://user:password@host/name).",
     "ERGON_HOST": "Address the API listens on; loopback unless told otherwise.",
     "ERGON_PORT": "Port the API listens on.",
+    "ERGON_TLS_CERT": "File with the certificate of the API, and those it rests on (PEM); with it the API speaks TLS.",
+    "ERGON_TLS_KEY": "File with the private key to it (PEM, no passphrase).",
+    "ERGON_INSECURE": "1 lets the API listen beyond loopback without TLS, in a network where nobody can listen in.",
     "ERGON_QUEUES": "Names of the queues jobs may be submitted to, separated by commas.",
     "ERGON_PUE": "Power usage effectiveness of the site, at least 1.",
     "ERGON_LEASE_S": "How long an agent may run ranks without hearing from the service, in s.",
@@ -32,7 +38,7 @@ BENCH_VARIABLES = {
     "ERGON_BENCH_DATA": "Folder with the public traces that benchmarks read.",
     "ERGON_CHROMIUM": "Chromium for the browser tests, where it is not on the path.",
 }
-VARIABLES = CLIENT_VARIABLES | SERVICE_VARIABLES | RANK_VARIABLES | BENCH_VARIABLES
+VARIABLES = CLIENT_VARIABLES | CONNECTION_VARIABLES | SERVICE_VARIABLES | RANK_VARIABLES | BENCH_VARIABLES
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

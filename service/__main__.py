@@ -78,8 +78,9 @@ def _migrate(settings: Settings, _: argparse.Namespace) -> int:
 
 
 def _api(settings: Settings, _: argparse.Namespace) -> int:
-    from service.api.server import serve  # noqa: PLC0415 - the other commands start faster without the web server
+    from service.api.server import check_exposure, serve  # noqa: PLC0415 - the other commands start faster without the web server
 
+    check_exposure(settings)
     url = _checked_url(settings)
     try:
         listening = socket.create_server((settings.host, settings.port), family=_family(settings.host))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from protocol.base import Name
 from protocol.environment import PREFIX, SERVICE_VARIABLES, unknown_variables
@@ -36,6 +36,9 @@ class Settings(BaseModel):
     database_url: str | None = None
     host: str = "127.0.0.1"
     port: int = Field(default=8765, ge=0, le=65_535)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    insecure: bool = False
     queues: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(default=("default",), min_length=1)
     pue: float = Field(default=1.0, ge=1.0, le=10.0)
     lease_s: float = Field(default=60.0, ge=1.0, le=86_400.0)
@@ -50,6 +53,12 @@ class Settings(BaseModel):
         if value is not None and not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("must start with postgresql://; PostgreSQL is the only database Ergon runs on")
         return value
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("set both ERGON_TLS_CERT and ERGON_TLS_KEY, or neither")
+        return self
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -67,5 +76,8 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            faults = (f"{PREFIX}{fault['loc'][0]!s}".upper() + f": {fault['msg']}" for fault in error.errors())
+            faults = (
+                (f"{PREFIX}{fault['loc'][0]!s}: ".upper() if fault["loc"] else "") + fault["msg"]
+                for fault in error.errors()
+            )
             raise SettingsError("; ".join(faults)) from error

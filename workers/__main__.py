@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from workers.exchange import EXIT_REFUSED, Exchange, Refused
 from workers.inventory import parse_slots, take_inventory
 from workers.journal import Journal, StateFolderTaken
 from workers.nvml import list_gpus
-from workers.rendezvous import local_address_towards
+from workers.rendezvous import address_on, local_address_towards
 
 log = logging.getLogger("workers")
 
@@ -49,11 +50,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--token-file", required=True, type=Path, help="file with the node's token")
     parser.add_argument("--state-dir", required=True, type=Path, help="folder for what must survive a restart")
     parser.add_argument(
+        "--ca",
+        default=os.environ.get("ERGON_CA") or None,
+        help="file with the certificate that vouches for the service's; ERGON_CA, or those that the system trusts",
+    )
+    parser.add_argument(
         "--cpu-slots",
         help="CPU slots to offer: a count (4), a range (0-3) or numbers (0,2); 0 for none; "
         "every core unless there is a GPU",
     )
     parser.add_argument("--address", help="where other nodes reach this one; the address that reaches the service")
+    parser.add_argument("--interface", help="network interface between the nodes; the one that has the address")
     parser.add_argument("--memory", type=int, help="main memory to offer in bytes; all, or the share of the CPU slots")
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="a label; may be repeated")
     parser.add_argument("--sample-every", type=float, default=5.0, help="seconds between two measurements (5)")
@@ -77,6 +84,10 @@ def _agent(options: argparse.Namespace) -> Agent:
     if not 0.1 <= options.sample_every <= 3600:
         raise BadArgument("--sample-every must be from 0.1 to 3600 seconds")
     token = _token(options.token_file)
+    try:
+        trust = ssl.create_default_context(cafile=options.ca) if options.ca else None
+    except (OSError, ValueError) as error:
+        raise BadArgument(f"--ca {options.ca} cannot be used: {error}; name a file with a certificate") from error
     gpus = list_gpus()
     try:
         slots = None if options.cpu_slots is None else parse_slots(options.cpu_slots)
@@ -85,8 +96,12 @@ def _agent(options: argparse.Namespace) -> Agent:
     if slots == [] and not gpus:
         raise BadArgument("this node would offer nothing: there is no GPU and --cpu-slots names no slot")
     try:
+        address = address_on(options.interface) if options.interface else None
+    except ValueError as error:
+        raise BadArgument(f"--interface: {error}") from error
+    try:
         report = take_inventory(
-            address=options.address or local_address_towards(server.hostname, server.port or 80),
+            address=options.address or address or local_address_towards(server.hostname, server.port or 80),
             gpus=gpus,
             slots=slots,
             memory_bytes=options.memory,
@@ -98,9 +113,14 @@ def _agent(options: argparse.Namespace) -> Agent:
     except OSError as error:
         raise BadArgument(f"{error}; name an --address and a --state-dir this node can use") from error
     settings = Settings(
-        name=options.name, sample_s=options.sample_every, stop_attempts_on_exit=options.stop_attempts_on_exit
+        name=options.name,
+        sample_s=options.sample_every,
+        stop_attempts_on_exit=options.stop_attempts_on_exit,
+        interface=options.interface,
     )
-    return Agent(settings=settings, exchange=Exchange(options.server, token), journal=journal, report=report)
+    return Agent(
+        settings=settings, exchange=Exchange(options.server, token, trust=trust), journal=journal, report=report
+    )
 
 
 def _token(path: Path) -> str:

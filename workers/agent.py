@@ -42,7 +42,7 @@ from workers.reconcile import (
     observe,
     reconcile,
 )
-from workers.rendezvous import LOOPBACK, NoFreePort, choose_port, join_address
+from workers.rendezvous import LOOPBACK, NoFreePort, choose_port, interface_of, join_address
 from workers.runs import Runs, sweep
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class Settings:
     name: str
     sample_s: float
     stop_attempts_on_exit: bool
+    interface: str | None = None
 
 
 class Agent:
@@ -233,7 +234,7 @@ class Agent:
                 assignment,
                 folder=self._journal.attempt_folder(attempt),
                 python=sys.executable,
-                address=address,
+                interface=self._interface(assignment),
                 rendezvous=rendezvous,
                 environment=os.environ,
             )
@@ -241,6 +242,12 @@ class Agent:
         except (OSError, NoFreePort) as error:
             log.error("cannot start attempt %s: %s", attempt, error)
             self._clear(attempt, f"the node could not start it: {error}")
+
+    def _interface(self, assignment: Assignment) -> str | None:
+        """What carries the gang: the loopback where it has one member only, else the interface of the node."""
+        if assignment.members == 1:
+            return interface_of(LOOPBACK)
+        return self._settings.interface or interface_of(self._report.address)
 
     def _choose_rendezvous(self, attempt: str) -> None:
         try:

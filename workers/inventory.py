@@ -45,7 +45,7 @@ def take_inventory(
         boot_id=boot_id(),
         cpu_model=cpu_model(),
         cpu_cores=cpu_cores,
-        cpu_threads=os.cpu_count() or len(cores),
+        cpu_threads=machine_threads() if gpus else max(1, len(set(slots) & set(cores))),
         memory_bytes=memory_bytes,
         devices=[_gpu_report(gpu) for gpu in gpus] + _slot_reports(slots, first_index=len(gpus)),
         labels=labels,
@@ -54,7 +54,12 @@ def take_inventory(
 
 def offers_whole_machine(report: NodeReport) -> bool:
     """Whether no other agent can share this machine, so that what the machine draws is this node's."""
-    return report.cpu_cores >= report.cpu_threads
+    return report.cpu_threads >= machine_threads()
+
+
+def machine_threads() -> int:
+    """Hardware threads of the whole machine."""
+    return os.cpu_count() or 1
 
 
 def parse_slots(text: str) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from protocol.jobs import Recipe
 from protocol.sync import Assignment, DeviceGrant
-from workers.rendezvous import interface_of, split_address
+from workers.rendezvous import split_address
 
 STREAM_CAP_BYTES = 64 * 1024 * 1024
 
@@ -28,7 +28,7 @@ def launch_record(
     *,
     folder: Path,
     python: str,
-    address: str,
+    interface: str | None,
     rendezvous: str,
     environment: Mapping[str, str],
 ) -> dict:
@@ -37,7 +37,7 @@ def launch_record(
     Args:
         folder: the attempt's folder, where the ranks' progress files go.
         python: the interpreter that runs recipes.
-        address: this node's own address, for the interface that gloo uses.
+        interface: the network interface that gloo uses, and NCCL between nodes; their own choice if None.
         rendezvous: `address:port` where rank 0 listens.
         environment: the agent's own environment.
     """
@@ -45,7 +45,7 @@ def launch_record(
         "attempt": assignment.attempt,
         "epoch": assignment.epoch,
         "argv": command_line(assignment, python),
-        "env": gang_environment(assignment, address=address, rendezvous=rendezvous, environment=environment),
+        "env": gang_environment(assignment, interface=interface, rendezvous=rendezvous, environment=environment),
         "ranks": [rank_record(assignment, local_rank, folder) for local_rank in range(assignment.ranks)],
         "time_limit_s": assignment.time_limit_s,
         "stop_grace_s": assignment.stop_grace_s,
@@ -71,16 +71,17 @@ def recipe_arguments(recipe: Recipe) -> list[str]:
 
 
 def gang_environment(
-    assignment: Assignment, *, address: str, rendezvous: str, environment: Mapping[str, str]
+    assignment: Assignment, *, interface: str | None, rendezvous: str, environment: Mapping[str, str]
 ) -> dict[str, str]:
     """The variables that all ranks of this member share.
 
     The user's own come over defaults and under everything that identifies the gang: a job cannot pass for another.
     """
     defaults = {"OMP_NUM_THREADS": str(max(1, int(assignment.cpu_cores / assignment.ranks)))}
-    interface = interface_of(address)
     if interface is not None:
         defaults["GLOO_SOCKET_IFNAME"] = interface
+        if assignment.members > 1:
+            defaults["NCCL_SOCKET_IFNAME"] = f"={interface}"  # without the sign NCCL takes it for a prefix
     master_address, master_port = split_address(rendezvous)
     world_size = assignment.members * assignment.ranks
     identity = {

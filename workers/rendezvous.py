@@ -47,6 +47,20 @@ def interface_of(address: str) -> str | None:
     return None
 
 
+def address_on(interface: str) -> str:
+    """The address of a network interface of this machine: its first IPv4 number, else its first IPv6 number.
+
+    Raises:
+        ValueError: there is no such interface, or it has no address; with the names that there are.
+    """
+    present = psutil.net_if_addrs()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for entry in present.get(interface, ()):
+            if entry.family == family:
+                return entry.address.split("%")[0]
+    raise ValueError(f"no interface {interface!r} with an address here; there are {', '.join(sorted(present))}")
+
+
 def local_address_towards(host: str, port: int) -> str:
     """The address this machine uses when it talks to `host`. Sends nothing.
 

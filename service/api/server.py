@@ -2,8 +2,10 @@
 
 import signal
 import socket
+import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from types import FrameType
 
 import uvicorn
@@ -13,7 +15,7 @@ from service.api.deps import Parts
 from service.api.hub import Hub
 from service.db import Listener, connect
 from service.ids import new_id
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 
 GRACE_S = 5
 """How long requests that are being answered may take to finish when the process stops."""
@@ -37,6 +39,41 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def check_exposure(settings: Settings) -> None:
+    """Nothing that a network can read leaves this machine by mistake: tokens are in every request.
+
+    Raises:
+        SettingsError: the API would be reached from other machines without TLS, or its certificate cannot be used.
+    """
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                settings.tls_cert, settings.tls_key, password=_no_passphrase
+            )
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"ERGON_TLS_CERT {settings.tls_cert} and ERGON_TLS_KEY {settings.tls_key} cannot be used together: "
+                f"{error}"
+            ) from error
+    elif not _is_loopback(settings.host) and not settings.insecure:
+        raise SettingsError(
+            f"ERGON_HOST {settings.host} is reached by other machines, and tokens would cross the network readable: "
+            "set ERGON_TLS_CERT and ERGON_TLS_KEY, or listen on 127.0.0.1, or set ERGON_INSECURE=1 in a network where "
+            "nobody can listen in"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _no_passphrase() -> str:
+    raise ValueError("the key has a passphrase; give one without")
+
+
 def serve(settings: Settings, url: str, listening: socket.socket, *, ready: Callable[[str], None]) -> None:
     """Serve until a signal comes.
 
@@ -53,7 +90,8 @@ def serve(settings: Settings, url: str, listening: socket.socket, *, ready: Call
         new_id=new_id,
     )
     host, port = listening.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if settings.tls_cert else "http"
+    address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     config = uvicorn.Config(
         create_app(parts, Listener(url, hub.heard)),
         log_config=None,
@@ -61,6 +99,8 @@ def serve(settings: Settings, url: str, listening: socket.socket, *, ready: Call
         lifespan="on",
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
     )
     # uvicorn raises the signal again once it has stopped; for us that was the orderly end.
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -65,7 +65,7 @@ def test_without_a_gpu_every_core_is_a_slot():
     assert [device.kind for device in report.devices] == ["cpu"] * len(CORES)
     assert report.cpu_cores == len(CORES)
     assert report.memory_bytes == total_memory_bytes()
-    assert report.cpu_threads == os.cpu_count()
+    assert report.cpu_threads == len(CORES)
 
 
 def test_slots_take_their_share_of_the_memory():
@@ -97,6 +97,14 @@ def test_two_agents_on_a_machine_collide_where_their_slots_overlap():
 def test_indexes_are_unique_on_a_node():
     report = inventory(gpus=[H100], slots=[5, 7])
     assert [device.index for device in report.devices] == [0, 1, 2]
+
+
+def test_two_agents_on_a_machine_answer_for_its_threads_once():
+    parts = [CORES[:1], CORES[1:]]
+    threads = [inventory(slots=part).cpu_threads for part in parts if part]
+    assert sum(threads) == len(CORES)
+    assert inventory(slots=[CORES[0], 9_999]).cpu_threads == 1, "a slot that is no thread draws nothing"
+    assert inventory(gpus=[H100], slots=CORES[:1]).cpu_threads == os.cpu_count(), "GPUs take their host with them"
 
 
 def test_only_an_agent_with_all_cores_offers_the_whole_machine():

@@ -11,9 +11,9 @@ from workers.launch import launch_record
 FOLDER = Path("/state/attempts/a1")
 
 
-def record(wanted, environment=None, *, address="127.0.0.1", rendezvous="127.0.0.1:20000"):
+def record(wanted, environment=None, *, interface="lo", rendezvous="127.0.0.1:20000"):
     return launch_record(
-        wanted, folder=FOLDER, python="/py", address=address, rendezvous=rendezvous, environment=environment or {}
+        wanted, folder=FOLDER, python="/py", interface=interface, rendezvous=rendezvous, environment=environment or {}
     )
 
 
@@ -41,6 +41,7 @@ def test_the_variables_of_a_gang_are_those_of_torchrun():
         "TORCHELASTIC_RUN_ID": "a1",
         "OMP_NUM_THREADS": "3",
         "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "=lo",
         "CUDA_VISIBLE_DEVICES": "",
         "ERGON_JOB_ID": "job-of-a1",
         "ERGON_ATTEMPT": "a1",
@@ -110,8 +111,14 @@ def test_threads_share_the_cores(cores, ranks, threads):
     assert launch["env"]["OMP_NUM_THREADS"] == threads
 
 
-def test_an_address_of_no_interface_leaves_the_choice_to_gloo():
-    assert "GLOO_SOCKET_IFNAME" not in record(assignment(), address="192.0.2.1")["env"]
+def test_without_an_interface_the_choice_is_left_to_gloo_and_nccl():
+    environment = record(assignment(members=2), interface=None)["env"]
+    assert not {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} & environment.keys()
+
+
+def test_nccl_is_told_the_interface_between_nodes_only_and_by_its_whole_name():
+    assert record(assignment(members=2), interface="eth1")["env"]["NCCL_SOCKET_IFNAME"] == "=eth1"
+    assert "NCCL_SOCKET_IFNAME" not in record(assignment(members=1))["env"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from workers.rendezvous import (
     FIRST_PORT,
     LAST_PORT,
     NoFreePort,
+    address_on,
     choose_port,
     interface_of,
     join_address,
@@ -45,6 +46,12 @@ def test_no_port_is_left():
 )
 def test_the_interface_that_carries_an_address(address, interface):
     assert interface_of(address) == interface
+
+
+def test_the_address_on_an_interface():
+    assert address_on("lo") == "127.0.0.1"
+    with pytest.raises(ValueError, match=r"no interface 'nowhere0' with an address here; there are .*\blo\b"):
+        address_on("nowhere0")
 
 
 def test_the_address_towards_a_loopback_service_is_loopback():
