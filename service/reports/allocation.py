@@ -114,26 +114,37 @@ def _price(
     """Add one stretch to the node's sum and to those of the users who hold it."""
     seconds = (finish - begin).total_seconds()
     present = {device.id for device in inventory.devices}
+    own = _each_device_once(held)
     work = [
         Holding(
             holder=row.user_name,
-            devices=tuple(device for device in row.device_ids if device in present),
+            devices=tuple(device for device in devices if device in present),
             millicores=row.millicores,
         )
-        for row in held
+        for row, devices in zip(held, own, strict=True)
     ]
     bill = price_stretch(inventory, _reading(samples, begin, finish, held), work)
     total.energy_j += bill.total_j
     total.idle_j += bill.idle_j
     total.qualities.add(bill.quality)
-    for row in held:
+    for row, devices in zip(held, own, strict=True):
         user = users[row.user_name]
         user.jobs.add(row.job_id)
-        user.device_s += len(row.device_ids) * seconds
+        user.device_s += len(devices) * seconds
         user.qualities.add(bill.quality)
-        total.device_s += len(row.device_ids) * seconds
+        total.device_s += len(devices) * seconds
     for name, joules in bill.by_holder.items():
         users[name].energy_j += joules
+
+
+def _each_device_once(held: Sequence[Record]) -> list[list[str]]:
+    """The devices of each. After a clock stepped back, one may be granted anew before its release: the first counts."""
+    taken: set[str] = set()
+    own: list[list[str]] = []
+    for row in held:
+        own.append([device for device in row.device_ids if device not in taken])
+        taken.update(row.device_ids)
+    return own
 
 
 def _reading(samples: Sequence[Record], begin: datetime, finish: datetime, held: Sequence[Record]) -> Reading:
