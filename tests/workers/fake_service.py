@@ -110,10 +110,9 @@ class FakeService:
         self.wait(lambda: attempt not in self.assignments)
         return self.reports[attempt][-1]
 
-    def wait_syncs(self, count):
-        """Until the agent called `count` times more."""
-        goal = self.syncs + count
-        self.wait(lambda: self.syncs >= goal)
+    def wait_syncs(self, total):
+        """Until the agent has called `total` times, long polls included."""
+        self.wait(lambda: self.syncs >= total)
 
     def text(self, attempt, rank=0, stream="stdout"):
         with self.changed:

@@ -139,7 +139,7 @@ def test_the_bell_does_not_ring_for_what_the_agent_heard_meanwhile(service, door
         service.assignments["a1"] = assignment()
         bell.tell(service._version())
         service.changed.notify_all()
-    service.wait_syncs(1)
+    service.wait_syncs(2)
     assert listener.is_silent()
 
 

@@ -14,12 +14,14 @@ from workers import files, procfs
 from workers.runs import SUPERVISOR
 
 FAR_S = 1e12
+ATTEMPT = f"member-{os.getpid()}"
+"""Ranks are known by it on the whole machine, and tests may run side by side there."""
 
 
 class Member:
     """An attempt's folder and the supervisor that runs it."""
 
-    def __init__(self, root: Path, argv, *, attempt="test-attempt", ranks=1, env=None, fence_at_s=FAR_S, **changes):
+    def __init__(self, root: Path, argv, *, attempt=ATTEMPT, ranks=1, env=None, fence_at_s=FAR_S, **changes):
         self.folder = root / attempt
         (self.folder / "work").mkdir(parents=True)
         self.attempt = attempt
