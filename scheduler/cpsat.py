@@ -17,7 +17,7 @@ from ortools.sat.python import cp_model
 
 from scheduler.candidates import Candidates, Choice, Choices, Option, Site, device_limits, host_limits
 
-UNITS = 10_000_000
+UNITS = 1_000_000_000
 """Whole numbers per the largest coefficient of the charge: joules are rounded down to this fraction of it, so that the
 solver counts in integers and its bound stays a bound. Sums stay far below 2^63."""
 

@@ -113,7 +113,7 @@ class Budget:
     of an idle core; the default leaves a margin to 2 s of wall clock for 200 jobs on 64 nodes (`bench.solver`).
     """
 
-    deterministic_s: float = 0.25
+    deterministic_s: float = 0.15
     watchdog_s: float = 10.0
     workers: int = 1
     seed: int = field(default=1)

@@ -29,7 +29,7 @@ TIER_SHARE = 0.25
 LEAST_SHARE = 0.1
 """Share of what is left that a pool gets at least to be polished: less would end before the first solution."""
 
-COARSE_SHARE = 0.6
+COARSE_SHARE = 0.9
 """Share of a pool's effort that goes to the small model."""
 
 

@@ -1,0 +1,113 @@
+"""The best plans of a tiny problem by trying every one. Shares nothing with the planner; slow and plain on purpose."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Shape
+
+Start = tuple[int, tuple[str, ...]]
+"""A shape's index and the nodes of its members, in the problem's order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The least waiting by tier (thousandths of W * devices), the least cost of such plans (J), and all that have both.
+
+    A plan says which job starts in which shape on which nodes.
+    """
+
+    waiting: tuple[int, ...]
+    cost_j: float
+    plans: list[dict[str, Start]]
+
+
+def best(problem: Problem) -> Best:
+    """Tries every plan of the problem."""
+    jobs = [job for job in problem.jobs if _possible(problem, job)]
+    ranked = [(_waiting(problem, jobs, plan), _cost_j(problem, jobs, plan), plan) for plan in _plans(problem, jobs, {})]
+    waiting = min(entry[0] for entry in ranked)
+    cost_j = min(cost for waits, cost, _ in ranked if waits == waiting)
+    tolerance = 1e-9 * abs(cost_j)
+    plans = [plan for waits, cost, plan in ranked if waits == waiting and cost <= cost_j + tolerance]
+    return Best(waiting=waiting, cost_j=cost_j, plans=plans)
+
+
+def _plans(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> Iterator[dict[str, Start]]:
+    if not jobs:
+        yield dict(plan)
+        return
+    job, rest = jobs[0], jobs[1:]
+    yield from _plans(problem, rest, plan)
+    for index, shape in enumerate(job.shapes):
+        for nodes in combinations(problem.nodes, shape.members):
+            plan[job.id] = (index, tuple(node.id for node in nodes))
+            if all(_holds(problem, node, plan) for node in nodes):
+                yield from _plans(problem, rest, plan)
+            del plan[job.id]
+
+
+def _holds(problem: Problem, node: Node, plan: dict[str, Start]) -> bool:
+    if not node.open or not (node.on or node.can_switch):
+        return False
+    there = _on(problem, node, plan)
+    kinds = {shape.kind for shape in there}
+    return (
+        all(
+            sum(shape.devices for shape in there if shape.kind == kind)
+            <= sum(device.kind == kind and device.free == WHOLE_DEVICE for device in node.devices)
+            for kind in kinds
+        )
+        and sum(shape.millicores for shape in there) <= node.free_millicores
+        and sum(shape.memory_bytes for shape in there) <= node.free_memory_bytes
+    )
+
+
+def _on(problem: Problem, node: Node, plan: dict[str, Start]) -> list[Shape]:
+    """Shapes with a member on the node."""
+    return [job.shapes[plan[job.id][0]] for job in problem.jobs if job.id in plan and node.id in plan[job.id][1]]
+
+
+def _possible(problem: Problem, job: Job) -> list[Shape]:
+    """The job's shapes that the nodes could carry, were they empty, on and open."""
+
+    def could(node: Node, shape: Shape) -> bool:
+        have = sum(device.kind == shape.kind for device in node.devices)
+        return (
+            have >= shape.devices
+            and node.cpu_millicores >= shape.millicores
+            and node.memory_bytes >= shape.memory_bytes
+        )
+
+    return [s for s in job.shapes if sum(could(node, s) for node in problem.nodes) >= s.members]
+
+
+def _waiting(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> tuple[int, ...]:
+    tiers = sorted({job.priority for job in jobs}, reverse=True)
+    waiting = [0] * len(tiers)
+    for job in jobs:
+        if job.id not in plan:
+            smallest = min(shape.members * shape.devices for shape in _possible(problem, job))
+            waiting[tiers.index(job.priority)] += max(1, round(job.wait_w * 1000)) * smallest
+    return tuple(waiting)
+
+
+def _cost_j(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> float:
+    energy = wait = 0.0
+    for node in problem.nodes:
+        ends = [shape.run_s for shape in _on(problem, node, plan)]
+        if node.on and not node.can_switch:
+            on_s = problem.horizon_s
+        else:
+            on_s = min(problem.horizon_s, max([*ends, node.busy_s if node.on else 0.0]))
+        energy += node.power.off_w * problem.horizon_s + (node.power.base_w - node.power.off_w) * on_s
+        energy += node.power.boot_j if ends and not node.on else 0.0
+    for job in jobs:
+        if job.id in plan:
+            shape = job.shapes[plan[job.id][0]]
+            energy += shape.members * shape.devices * shape.active_w * shape.run_s
+        else:
+            shapes = _possible(problem, job)
+            energy += min(s.members * s.devices * s.active_w * s.run_s for s in shapes)
+            wait += job.wait_w * min(s.members * s.devices for s in shapes) * problem.horizon_s
+    return problem.pue * energy + wait

@@ -1,0 +1,80 @@
+"""Random problems for hypothesis: tiny ones that the oracle can try out, with every feature a problem has."""
+
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, NodePower, Problem, Shape
+
+KINDS = ("h100", "cpu")
+RUNS_S = (600.0, 3600.0, 7200.0, 40_000.0)
+
+
+@st.composite
+def nodes(draw: st.DrawFn, name: str) -> Node:
+    kinds = [draw(st.sampled_from(KINDS))] * draw(st.integers(2, 4))
+    kinds += draw(st.sampled_from(([], [], ["h100"], ["cpu", "cpu"])))
+    cores, memory = draw(st.integers(3, 6)), draw(st.integers(3, 6))
+    on, off_w = draw(st.sampled_from((True, True, False))), draw(st.sampled_from((0.0, 10.0)))
+    return Node(
+        id=name,
+        devices=tuple(
+            Device(id=f"{name}-{number}", kind=kind, free=draw(st.sampled_from((*[WHOLE_DEVICE] * 6, 0, 500))))
+            for number, kind in enumerate(kinds)
+        ),
+        cpu_millicores=cores * 1000,
+        free_millicores=(cores - draw(st.sampled_from((0, 0, 1, 3)))) * 1000,
+        memory_bytes=memory,
+        free_memory_bytes=memory - draw(st.sampled_from((0, 0, 1, 3))),
+        power=NodePower(
+            base_w=off_w + draw(st.sampled_from((0.0, 100.0, 1000.0))),
+            off_w=off_w,
+            boot_s=300.0,
+            boot_j=draw(st.sampled_from((0.0, 50_000.0, 400_000.0))),
+        ),
+        on=on,
+        can_switch=draw(st.sampled_from((True, True, True, False))),
+        open=draw(st.sampled_from((*[True] * 6, False))),
+        busy_s=draw(st.sampled_from((0.0, 0.0, 1800.0, 7200.0, 90_000.0))) if on else 0.0,
+    )
+
+
+shapes = st.builds(
+    Shape,
+    members=st.sampled_from((1, 1, 1, 2)),
+    devices=st.sampled_from((1, 1, 2, 3)),
+    kind=st.sampled_from(KINDS),
+    millicores=st.sampled_from((0, 1000, 2000)),
+    memory_bytes=st.sampled_from((0, 0, 1, 2)),
+    run_s=st.sampled_from(RUNS_S),
+    active_w=st.sampled_from((0.0, 100.0, 450.0)),
+)
+
+
+@st.composite
+def problems(draw: st.DrawFn, max_jobs: int = 4, max_nodes: int = 3) -> Problem:
+    """A problem small enough to try every plan of it."""
+    machines = [draw(nodes(f"n{number}")) for number in range(draw(st.integers(1, max_nodes)))]
+    if len(machines) > 1 and draw(st.booleans()):  # interchangeable but for their names
+        first = machines[0]
+        machines[1] = replace(
+            first, id="n1", devices=tuple(replace(d, id=d.id.replace("n0", "n1")) for d in first.devices)
+        )
+    # Few kinds of jobs, so that some differ only in their place in line.
+    kinds = draw(st.lists(st.lists(shapes, min_size=1, max_size=2), min_size=1, max_size=3))
+    queue = tuple(
+        Job(
+            id=f"j{number}",
+            priority=draw(st.sampled_from((0, 0, 10))),
+            order=number,
+            shapes=tuple(draw(st.sampled_from(kinds))),
+            wait_w=draw(st.sampled_from((0.0, 50.0, 125.0, 125.0))),
+        )
+        for number in range(draw(st.integers(1, max_jobs)))
+    )
+    return Problem(
+        nodes=tuple(machines),
+        jobs=queue,
+        horizon_s=draw(st.sampled_from((3600.0, 28_800.0))),
+        pue=draw(st.sampled_from((1.0, 1.3))),
+    )
