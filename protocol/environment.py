@@ -26,14 +26,20 @@ SERVICE_VARIABLES = {
     "ERGON_TICK_S": "Longest time between two planning cycles while jobs wait, in s.",
     "ERGON_STOP_GRACE_S": "From the polite signal to the final one when a job is stopped, in s.",
     "ERGON_MAX_ATTEMPTS": "Attempts a job gets in all when nodes are lost under it.",
+    "ERGON_STORE_URL": "Where code and outputs are kept: any fsspec URL; the folder `store` of the data folder by default.",
     "ERGON_POSTGRES_USER": "System user that runs the embedded PostgreSQL when Ergon is started by root.",
 }
 RANK_VARIABLES = {
     "ERGON_JOB_ID": "Set for ranks: the job.",
     "ERGON_ATTEMPT": "Set for ranks: the attempt, unique for each try.",
     "ERGON_EPOCH": "Set for ranks: the number of the attempt.",
+    "ERGON_ARRAY_INDEX": "Set for ranks of a job that is part of an array: its number, from 0.",
+    "ERGON_OUTPUT": "Set for ranks: folder whose content is stored when the job has ended.",
     "ERGON_PROGRESS": "Set for ranks: file that takes progress, one JSON object a line.",
 }
+DATASET_PREFIX = "ERGON_DATASET_"
+"""Set for ranks: where each dataset of the job is, the name in capitals."""
+
 BENCH_VARIABLES = {
     "ERGON_BENCH_DATA": "Folder with the public traces that benchmarks read.",
     "ERGON_CHROMIUM": "Chromium for the browser tests, where it is not on the path.",
@@ -45,7 +51,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """One sentence for every variable with our prefix that nothing reads, with the nearest name that something does."""
     complaints: list[str] = []
     for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in VARIABLES:
+        if name.startswith(PREFIX) and name not in VARIABLES and not name.startswith(DATASET_PREFIX):
             near = difflib.get_close_matches(name, VARIABLES, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(VARIABLES))}"
             complaints.append(f"unknown environment variable {name}{hint}")

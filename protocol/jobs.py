@@ -1,5 +1,6 @@
 """A job: what a user asks for, and what the service tells about it."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
@@ -11,8 +12,16 @@ from protocol.states import AttemptState, EndReason, JobState
 MAX_NODES = 100_000
 MAX_DEVICES_PER_NODE = 1_024
 MAX_MEMORY_BYTES = 1 << 50
+DATASET_URL = re.compile(r"[a-z][a-z0-9+.-]*://.")
+MAX_BATCH = 10_000
+"""Jobs in one request, the jobs of its arrays counted one by one."""
 
 Argument = Annotated[str, StringConstraints(max_length=131_072, pattern=r"^[^\x00]*$")]
+JobIdText = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", min_length=1, max_length=64)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in hexadecimal."""
+
+DatasetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=63)]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
 
 
@@ -22,6 +31,24 @@ class Recipe(Message):
     name: Name = Field(description="Name of the recipe, such as `digits-mlp`.")
     options: dict[Name, bool | int | float | Argument] = Field(
         default={}, max_length=200, description="Options of the recipe, such as `{'epochs': 20}`."
+    )
+
+
+class ArraySpec(Message):
+    """The same job many times over, each with a number of its own in `ERGON_ARRAY_INDEX`."""
+
+    count: int = Field(ge=1, le=MAX_BATCH, description="Jobs of the array; their numbers start at 0.")
+    limit: int | None = Field(
+        default=None, ge=1, le=MAX_BATCH, description="How many of them may have devices at a time; all if absent."
+    )
+
+
+class Dependency(Message):
+    """Something that must have happened before a job may start."""
+
+    job: JobIdText = Field(description="Id of a job that exists, or of an array: then all its jobs are meant.")
+    on: Literal["success", "end"] = Field(
+        default="success", description="`success`: it must have succeeded. `end`: it must have ended, however."
     )
 
 
@@ -39,6 +66,27 @@ class JobSpec(Message):
     recipe: Recipe | None = Field(default=None, description="A recipe instead of a command.")
     env: dict[VariableName, Argument] = Field(
         default={}, max_length=1_000, description="Environment variables for every rank."
+    )
+
+    code: Digest | None = Field(
+        default=None, description="Archive the command runs in, uploaded before: a tar.gz by its SHA-256."
+    )
+    python: Argument | None = Field(
+        default=None,
+        min_length=1,
+        description="Interpreter on the node that `python` as the first word of the command means, a path or a name on "
+        "its PATH; the agent's own if absent.",
+    )
+    requirements: Argument | None = Field(
+        default=None,
+        max_length=4_096,
+        description="Requirements file inside the code. An environment with them is built once on each node.",
+    )
+    datasets: dict[DatasetName, Argument] = Field(
+        default={},
+        max_length=100,
+        description="Data by name: an absolute path on the node, or a URL that is fetched once per node. Ranks find it "
+        "at $ERGON_DATASET_NAME.",
     )
 
     queue: Name = Field(default="default", description="The queue the job waits in.")
@@ -65,6 +113,18 @@ class JobSpec(Message):
     expected_run_s: float | None = Field(
         default=None, gt=0, le=1e9, description="The user's estimate of the run time in s; the planner uses it."
     )
+    array: ArraySpec | None = Field(default=None, description="Submit it many times over, with a number each.")
+    after: list[Dependency] = Field(
+        default=[],
+        max_length=100,
+        description="What the job waits for in `held`; if it can no more come, it is cancelled.",
+    )
+    max_retries: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="How often it is tried again after a rank has failed. Tries lost with a node are not counted.",
+    )
     require_feasible: bool = Field(
         default=False, description="Refuse the job if no node that is present could ever run it."
     )
@@ -75,6 +135,24 @@ class JobSpec(Message):
             raise ValueError("give exactly one of `command` and `recipe`")
         if self.command is not None and not self.command[0]:
             raise ValueError("the first word of `command` names the program and must not be empty")
+        return self
+
+    @model_validator(mode="after")
+    def _code_and_data(self) -> Self:
+        if self.recipe is not None and (self.code or self.python or self.requirements):
+            raise ValueError("`code`, `python` and `requirements` go with a `command`; a recipe brings its own")
+        if self.requirements is not None:
+            if self.code is None:
+                raise ValueError("`requirements` names a file inside `code`, and there is none")
+            parts = self.requirements.split("/")
+            if any(part in ("", ".", "..") for part in parts):
+                raise ValueError("`requirements` must be a plain path inside the code, such as `requirements.txt`")
+        variables = {name.upper() for name in self.datasets}
+        if len(variables) < len(self.datasets):
+            raise ValueError("`datasets`: two names differ only in capitals, and would be one variable")
+        for name, place in self.datasets.items():
+            if not place.startswith("/") and not DATASET_URL.match(place):
+                raise ValueError(f"`datasets.{name}`: give an absolute path on the node or a URL, not {place[:100]!r}")
         return self
 
     @property
@@ -139,6 +217,35 @@ class ProgressView(View):
     metrics: dict[str, float] = Field(default={}, description="The latest value of each metric, such as `loss`.")
 
 
+class ArrayPlace(View):
+    """Where a job stands in its array."""
+
+    id: str
+    index: int = Field(description="Its number, from 0: `ERGON_ARRAY_INDEX`.")
+    count: int
+    limit: int | None = None
+    states: dict[JobState, int] = Field(
+        default={}, description="Jobs of the array by state; only in listings that show an array as one job."
+    )
+
+
+class ArrayView(View):
+    """An array as a whole."""
+
+    id: str
+    user: str
+    count: int
+    limit: int | None = None
+    states: dict[JobState, int] = Field(description="Its jobs by state.")
+    submitted_at: datetime
+
+
+class PriorityChange(Message):
+    """A new place in line for a job that has not ended."""
+
+    priority: int = Field(ge=-1_000, le=1_000, description="A higher one goes first.")
+
+
 class JobView(View):
     """A job as the API shows it."""
 
@@ -146,6 +253,10 @@ class JobView(View):
     user: str
     spec: JobSpec
     state: JobState
+    priority: int = Field(default=0, description="The priority in force; it may have been changed since submission.")
+    array: ArrayPlace | None = Field(default=None, description="Its place in an array, if it is part of one.")
+    resubmitted_from: str | None = Field(default=None, description="The job it is a new run of.")
+    not_before: datetime | None = Field(default=None, description="The next attempt starts at this time or later.")
     reason: str | None = Field(default=None, description="Why it ended, in a sentence; absent while it has not.")
     exit_code: int | None = None
     epoch: int = Field(description="The number of attempts so far.")
@@ -177,6 +288,23 @@ class EventView(View):
 class EventPage(View):
     items: list[EventView]
     next: str | None = None
+
+
+class OutputView(View):
+    """What one member of an attempt left in $ERGON_OUTPUT, stored as tar.gz."""
+
+    epoch: int = Field(description="The attempt's epoch.")
+    member: int
+    node: str
+    size_bytes: int = Field(description="Size of the archive in bytes.")
+    sha256: str
+    stored_at: datetime
+
+
+class OutputList(View):
+    """Every output of a job, the latest attempt first."""
+
+    items: list[OutputView]
 
 
 class MetricPoint(View):

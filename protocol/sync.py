@@ -116,6 +116,11 @@ class Assignment(View):
     command: list[str] | None
     recipe: Recipe | None
     env: dict[str, str]
+    array_index: int | None = Field(default=None, description="The job's number in its array, if it is part of one.")
+    code: str | None = Field(default=None, description="Archive of code to run in, by its SHA-256.")
+    python: str | None = Field(default=None, description="What `python` as the first word of the command means.")
+    requirements: str | None = Field(default=None, description="Requirements file inside the code.")
+    datasets: dict[str, str] = Field(default={}, description="Paths on the node and URLs by name.")
     member: int = Field(description="This node's number in the gang, from 0: torchrun's GROUP_RANK.")
     members: int
     ranks: int = Field(description="Ranks of every member: torchrun's LOCAL_WORLD_SIZE.")

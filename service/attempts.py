@@ -1,15 +1,20 @@
 """How attempts move on: what agents report, what the service asks, and what follows for the job."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
+from protocol.jobs import JobSpec
 from protocol.states import AttemptState, Desired, EndReason, JobState
 from protocol.sync import MemberReport
+from service import dependencies, verdicts
 from service.db import Record, notify
 from service.lifecycle import (
     ASKED,
+    LOSSES,
+    OWN_FAULTS,
     MemberFacts,
+    back_off_s,
     check_job_change,
     describe,
     job_state_after,
@@ -133,21 +138,54 @@ def _job_after_attempt(
 ) -> None:
     job = job_store.lock_job(tx, attempt.job_id)
     old = JobState(job.state)
-    new = job_state_after(reason, epoch=attempt.epoch, max_attempts=max_attempts, cancel_requested=job.cancel_requested)
+    max_retries = JobSpec.model_validate(job.spec).max_retries
+    new = job_state_after(
+        reason,
+        losses=job.losses,
+        faults=job.faults,
+        max_attempts=max_attempts,
+        max_retries=max_retries,
+        cancel_requested=job.cancel_requested,
+    )
     check_job_change(old, new)
     sentence = describe(reason, message)
     job_store.add_event(
         tx, job.id, kind="attempt_ended", now=now, epoch=attempt.epoch, reason=reason.value, message=sentence
     )
     if new == JobState.QUEUED:
-        job_store.change_job(tx, job.id, old=old, state=new.value, progress=None)
-        job_store.add_event(tx, job.id, kind="requeued", now=now, epoch=attempt.epoch, reason=reason.value)
-        notify(tx, "cycle")
+        _requeue(tx, job, reason, sentence, now=now)
         return
+    if new == JobState.FAILED and reason in LOSSES:
+        sentence += f"; with {max_attempts} attempts lost it is not tried again"
+    elif new == JobState.FAILED and reason in OWN_FAULTS and max_retries:
+        sentence += f"; {max_retries} retries were not enough"
     # Two requests may take the time in one order and the lock in the other.
     ended_at = max(now, job.started_at or now)
     job_store.change_job(tx, job.id, old=old, state=new.value, ended_at=ended_at, reason=sentence, exit_code=exit_code)
     job_store.add_event(tx, job.id, kind="ended", now=now, state=new.value, exit_code=exit_code)
+    dependencies.follow(tx, {job.id: new}, now=now)
+
+
+def _requeue(tx: Connection, job: Record, reason: EndReason, sentence: str, *, now: datetime) -> None:
+    """Back into the queue; after a loss or a fault not before a pause, so that a broken node or job makes no storm."""
+    losses, faults = job.losses + (reason in LOSSES), job.faults + (reason in OWN_FAULTS)
+    not_before, said = None, verdicts.waiting(verdicts.NOT_WEIGHED_YET)
+    if (losses, faults) != (job.losses, job.faults):
+        not_before = now + timedelta(seconds=back_off_s(losses + faults))
+        said = verdicts.waiting(verdicts.backing_off(sentence, not_before))
+    job_store.change_job(
+        tx,
+        job.id,
+        old=JobState(job.state),
+        state=JobState.QUEUED.value,
+        losses=losses,
+        faults=faults,
+        not_before=not_before,
+        verdict=said,
+        progress=None,
+    )
+    job_store.add_event(tx, job.id, kind="requeued", now=now, epoch=job.epoch, reason=reason.value)
+    notify(tx, "cycle")
 
 
 def _facts(row: Record) -> MemberFacts:

@@ -1,88 +1,21 @@
-"""What a person can do with jobs: submit, look, list, cancel. One function, one transaction's work."""
+"""What a person can do with jobs: look, list, cancel. One function, one transaction's work."""
 
-import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError
 
-from protocol.errors import FieldError
-from protocol.jobs import EventPage, JobPage, JobSpec, JobView, MetricPage
+from protocol.jobs import EventPage, JobPage, JobView, MetricPage
 from protocol.states import FINAL_JOB_STATES, EndReason, JobState
-from service import attempts, views
+from service import attempts, dependencies, views
 from service.auth import Person
-from service.cycle.problem import feasibility_now
-from service.db import notify
-from service.ids import NewId
+from service.db import Record, notify
 from service.lifecycle import check_job_change
-from service.refusals import IdempotencyMismatch, Impossible, Invalid, JobEnded, UnknownJob
+from service.refusals import JobEnded, UnknownJob
+from service.store import arrays as array_store
 from service.store import attempts as attempt_store
 from service.store import jobs as store
 from service.store import logs as log_store
-
-
-def submit(
-    tx: Connection,
-    person: Person,
-    spec: JobSpec,
-    *,
-    key: str | None,
-    queues: Sequence[str],
-    now: datetime,
-    new_id: NewId,
-) -> tuple[JobView, bool]:
-    """Take a job into its queue. The same request with the same key gets the same job back.
-
-    Returns:
-        The job, and whether it is new.
-
-    Raises:
-        IdempotencyMismatch: the key came before with another spec.
-        Invalid: there is no such queue.
-        Impossible: the spec asks to be refused if no present node could run it, and none could.
-    """
-    request_hash = hashlib.sha256(spec.model_dump_json().encode()).digest()
-    if key is not None and (known := store.find_answer(tx, user_id=person.id, key=key)):
-        if known.request_hash != request_hash:
-            raise IdempotencyMismatch(
-                f"the idempotency key {key!r} was used for job {known.job_id} with another spec; use a fresh key"
-            )
-        return get(tx, person, known.job_id), False
-    if spec.queue not in queues:
-        message = f"there is no queue {spec.queue!r}; there are: {', '.join(queues)}"
-        raise Invalid(message, errors=[FieldError(field="queue", message=message)])
-    verdict = feasibility_now(tx, spec)
-    if verdict.outcome == "impossible" and spec.require_feasible:
-        raise Impossible("; ".join(reason.message for reason in verdict.reasons))
-    job_id = new_id("job")
-    store.add_job(
-        tx,
-        id=job_id,
-        user_id=person.id,
-        name=spec.name,
-        queue=spec.queue,
-        priority=spec.priority,
-        spec=spec.model_dump(mode="json"),
-        state=JobState.QUEUED.value,
-        epoch=0,
-        version=1,
-        cancel_requested=False,
-        verdict=verdict.model_dump(mode="json"),
-        submitted_at=now,
-    )
-    if key is not None:
-        try:
-            store.keep_answer(tx, user_id=person.id, key=key, request_hash=request_hash, job_id=job_id, now=now)
-        except IntegrityError as error:
-            raise KeyInUse from error
-    store.add_event(tx, job_id, kind="submitted", now=now, user=person.name)
-    notify(tx, "cycle")
-    return get(tx, person, job_id), True
-
-
-class KeyInUse(Exception):
-    """The same request arrived twice at this very moment. Call `submit` again in a new transaction."""
 
 
 def get(tx: Connection, person: Person, job_id: str) -> JobView:
@@ -91,10 +24,16 @@ def get(tx: Connection, person: Person, job_id: str) -> JobView:
     Raises:
         UnknownJob: there is none of this id, or it is another user's.
     """
+    row = find(tx, person, job_id)
+    return views.job(row, attempt_store.list_attempts(tx, job_id), attempt_store.members_of_job(tx, job_id))
+
+
+def find(tx: Connection, person: Person, job_id: str) -> Record:
+    """The row of a job. Raises UnknownJob as `get` does."""
     row = store.find_job(tx, job_id, user_id=person.only_jobs_of)
     if row is None:
         raise UnknownJob(f"there is no job {job_id!r} that you may see; `ergon jobs` lists them")
-    return views.job(row, attempt_store.list_attempts(tx, job_id), attempt_store.members_of_job(tx, job_id))
+    return row
 
 
 def list_page(
@@ -105,10 +44,15 @@ def list_page(
     states: Sequence[JobState],
     queue: str | None,
     name: str | None,
+    array_id: str | None = None,
+    folded: bool = False,
     before: int | None,
     limit: int,
 ) -> JobPage:
-    """One page of jobs, newest first, without their attempts."""
+    """One page of jobs, newest first, without their attempts.
+
+    `folded` shows of each array one job, the first in any of `states`, with the states of all.
+    """
     rows = store.list_jobs(
         tx,
         user_id=person.only_jobs_of,
@@ -116,10 +60,14 @@ def list_page(
         states=[state.value for state in states],
         queue=queue,
         name=name,
+        array_id=array_id,
+        folded=folded,
         before=before,
         limit=limit + 1,
     )
-    items = [views.job(row, (), ()) for row in rows[:limit]]
+    arrays = {row.array_id for row in rows if row.array_id} if folded else set()
+    counts = array_store.count_by_state(tx, arrays) if arrays else {}
+    items = [views.job(row, (), (), array_states=counts.get(row.array_id)) for row in rows[:limit]]
     return JobPage(items=items, next=str(rows[limit - 1].seq) if len(rows) > limit else None)
 
 
@@ -151,6 +99,7 @@ def cancel(tx: Connection, person: Person, job_id: str, *, now: datetime) -> Job
         check_job_change(state, JobState.CANCELLED)
         store.change_job(tx, job_id, old=state, state=JobState.CANCELLED.value, ended_at=now, reason="it was cancelled")
         store.add_event(tx, job_id, kind="ended", now=now, state="cancelled")
+        dependencies.follow(tx, {job_id: JobState.CANCELLED}, now=now)
         notify(tx, f"job:{job_id}")
     return get(tx, person, job_id)
 

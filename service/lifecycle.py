@@ -24,8 +24,18 @@ JOB_CHANGES: dict[JobState, frozenset[JobState]] = {
 ATTEMPT_ORDER = (A.GRANTED, A.STARTING, A.RUNNING, A.STOPPING, A.ENDED)
 """Attempts and members only move forward along this line; steps may be skipped."""
 
-RETRIED = frozenset({EndReason.NODE_LOST, EndReason.FENCED, EndReason.UNKNOWN_START})
-"""Ends that are no fault of the job: it goes back to the queue."""
+LOSSES = frozenset({EndReason.NODE_LOST, EndReason.FENCED, EndReason.UNKNOWN_START})
+"""Ends that are no fault of the job: it goes back to the queue until it has lost ERGON_MAX_ATTEMPTS attempts so, and
+fails then. It does not stay in `held`: whoever waits for it must hear of the end, and `ergon resubmit` begins anew.
+"""
+
+OWN_FAULTS = frozenset({EndReason.FAILED, EndReason.START_FAILED, EndReason.PEER_ENDED})
+"""Ends that the job brought about: it goes back to the queue as often as its `max_retries` says. One that ran into its
+time limit would do so again.
+"""
+
+FIRST_BACK_OFF_S = 5.0
+LONGEST_BACK_OFF_S = 300.0
 
 ASKED = frozenset({EndReason.CANCELLED, EndReason.DRAINED})
 """Ends that somebody asked the service for: a member that was stopped then ended for the attempt's own reason, and not
@@ -110,15 +120,32 @@ def _cause(ended: list[MemberFacts], bad: list[MemberFacts], stopping_for: EndRe
     return (first or own or bad or ended)[0]
 
 
-def job_state_after(reason: EndReason, *, epoch: int, max_attempts: int, cancel_requested: bool) -> JobState:
-    """Where a job goes when its attempt has ended for this reason."""
+def job_state_after(
+    reason: EndReason, *, losses: int, faults: int, max_attempts: int, max_retries: int, cancel_requested: bool
+) -> JobState:
+    """Where a job goes when its attempt has ended for this reason.
+
+    Args:
+        losses, faults: attempts before this one that were repeated, by whose fault they ended.
+        max_attempts: with so many losses the job fails.
+        max_retries: so many faults are forgiven.
+    """
     if reason == EndReason.COMPLETED:
         return J.SUCCEEDED
     if cancel_requested or reason == EndReason.CANCELLED:
         return J.CANCELLED
-    if reason == EndReason.DRAINED or (reason in RETRIED and epoch < max_attempts):
+    if reason == EndReason.DRAINED:
+        return J.QUEUED
+    if reason in LOSSES and losses + 1 < max_attempts:
+        return J.QUEUED
+    if reason in OWN_FAULTS and faults < max_retries:
         return J.QUEUED
     return J.FAILED
+
+
+def back_off_s(repeats: int) -> float:
+    """How long a job waits before it is repeated for the `repeats`-th time, in s: twice as long each time."""
+    return min(FIRST_BACK_OFF_S * 2 ** min(repeats - 1, 30), LONGEST_BACK_OFF_S)
 
 
 def describe(reason: EndReason, message: str | None) -> str:

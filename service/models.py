@@ -22,7 +22,7 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import INT8RANGE, JSONB, ExcludeConstraint
+from sqlalchemy.dialects.postgresql import ARRAY, INT8RANGE, JSONB, ExcludeConstraint
 
 metadata = MetaData(
     naming_convention={
@@ -136,6 +136,17 @@ node_sessions = Table(
     Index("node_sessions_open_key", "node_id", unique=True, postgresql_where=text("ended_at IS NULL")),
 )
 
+# Jobs submitted as one; `limit` is how many of them may have devices at a time.
+arrays = Table(
+    "arrays",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id"), nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("limit", Integer, nullable=True),
+    _time("submitted_at"),
+)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -155,6 +166,17 @@ jobs = Table(
     # Rises with every change of state; a plan made from an older version is refused.
     Column("version", Integer, nullable=False),
     Column("cancel_requested", Boolean, nullable=False),
+    Column("array_id", Text, ForeignKey("arrays.id"), nullable=True),
+    # Kept by a job that was resubmitted alone from an array.
+    Column("array_index", Integer, nullable=True),
+    Column("origin_id", Text, ForeignKey("jobs.id"), nullable=True),
+    # Somebody asked for it to wait. A job is `held` if so, or if a dependency is not met.
+    Column("hold", Boolean, nullable=False),
+    # Attempts that were repeated: because a node was lost, and because of the job's own fault.
+    Column("losses", Integer, nullable=False),
+    Column("faults", Integer, nullable=False),
+    # The next attempt starts at this time or later.
+    _time("not_before", nullable=True),
     Column("verdict", JSONB(none_as_null=True), nullable=True),
     Column("progress", JSONB(none_as_null=True), nullable=True),
     _time("submitted_at"),
@@ -165,6 +187,24 @@ jobs = Table(
     ),
     Index("jobs_user_id_seq_idx", "user_id", "seq"),
     Index("jobs_queued_idx", "priority", "seq", postgresql_where=text("state = 'queued'")),
+    Index("jobs_array_key", "array_id", "array_index", unique=True, postgresql_where=text("array_id IS NOT NULL")),
+    Index(
+        "jobs_array_live_idx",
+        "array_id",
+        postgresql_where=text("array_id IS NOT NULL AND state IN ('starting', 'running')"),
+    ),
+)
+
+# `job_id` waits for `parent_id`. A job with a dependency that is not met must be `held`.
+dependencies = Table(
+    "dependencies",
+    metadata,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("parent_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    # True if the parent must succeed, false if any end of it will do.
+    Column("on_success", Boolean, nullable=False),
+    Column("met", Boolean, nullable=False),
+    Index("dependencies_open_idx", "parent_id", postgresql_where=text("NOT met")),
 )
 
 attempts = Table(
@@ -330,6 +370,41 @@ idempotency = Table(
     Column("user_id", Text, ForeignKey("users.id"), primary_key=True),
     Column("key", Text, primary_key=True),
     Column("request_hash", LargeBinary, nullable=False),
-    Column("job_id", Text, ForeignKey("jobs.id"), nullable=False),
+    # Ids of the jobs and arrays that the request made, in its order.
+    Column("ids", ARRAY(Text), nullable=False),
     _time("created_at"),
+)
+
+# Code that was uploaded, by its SHA-256. The row is written after the blob, so that whoever sees it finds it whole.
+archives = Table(
+    "archives",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    # Its name in the store.
+    Column("blob", Text, nullable=False, unique=True),
+    _time("created_at"),
+)
+
+# Who has uploaded an archive: nobody else may name it. The oldest make room for new ones.
+archive_owners = Table(
+    "archive_owners",
+    metadata,
+    Column("digest", Text, ForeignKey("archives.digest"), primary_key=True),
+    Column("user_id", Text, ForeignKey("users.id"), primary_key=True),
+    _time("used_at"),
+    Index("archive_owners_user_id_used_at_idx", "user_id", "used_at"),
+)
+
+# What a member left in $ERGON_OUTPUT, stored once.
+outputs = Table(
+    "outputs",
+    metadata,
+    Column("attempt_id", Text, primary_key=True),
+    Column("member", Integer, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("blob", Text, nullable=False, unique=True),
+    _time("stored_at"),
+    ForeignKeyConstraint(["attempt_id", "member"], ["members.attempt_id", "members.member"]),
 )

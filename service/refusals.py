@@ -84,10 +84,58 @@ class NodeTaken(Refusal):
     title = "The node has a credential already"
 
 
+class UnknownArray(Refusal):
+    status = 404
+    kind = "unknown-array"
+    title = "No such array"
+
+
 class JobEnded(Refusal):
     status = 409
     kind = "job-ended"
     title = "The job has ended"
+
+
+class JobStarted(Refusal):
+    status = 409
+    kind = "job-started"
+    title = "The job has started"
+
+
+class NotEnded(Refusal):
+    status = 409
+    kind = "job-not-ended"
+    title = "The job has not ended"
+
+
+class UnknownArchive(Refusal):
+    status = 404
+    kind = "unknown-archive"
+    title = "No such archive"
+
+
+class UnknownAttempt(Refusal):
+    status = 404
+    kind = "unknown-attempt"
+    title = "No such attempt on this node"
+
+
+class UnknownOutput(Refusal):
+    status = 404
+    kind = "unknown-output"
+    title = "No such output"
+
+
+class OutputExists(Refusal):
+    status = 409
+    kind = "output-exists"
+    title = "Another output was stored before"
+
+
+class ArchiveQuota(Refusal):
+    status = 422
+    kind = "archive-quota"
+    title = "There is no room for more code"
 
 
 class StaleIncarnation(Refusal):

@@ -81,6 +81,11 @@ def _assignment(row: Record, devices: Sequence[DeviceGrant], stop_grace_s: float
         command=spec.command,
         recipe=spec.recipe,
         env=spec.env,
+        array_index=row.array_index,
+        code=spec.code,
+        python=spec.python,
+        requirements=spec.requirements,
+        datasets=spec.datasets,
         member=row.member,
         members=spec.nodes,
         ranks=spec.ranks,
@@ -143,7 +148,7 @@ def _take_progress(tx: Connection, member: Record, rank: int, data: bytes, *, no
     log_store.add_metrics(tx, points)
     if latest:
         job = job_store.lock_job(tx, member.job_id)
-        if job.epoch != member.epoch or job.state == JobState.QUEUED.value:
+        if job.epoch != member.epoch or job.state in job_store.WAITING:
             return  # an attempt of before: its values are kept, but are not the job's progress any more
         known = _dict(job.progress)
         metrics = {**_dict(known.get("metrics")), **_dict(latest.get("metrics"))}

@@ -1,10 +1,11 @@
 """Rows as the API shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from protocol.cycles import CycleView
 from protocol.jobs import (
+    ArrayPlace,
     AttemptView,
     EventView,
     JobSpec,
@@ -16,16 +17,27 @@ from protocol.jobs import (
     VerdictView,
 )
 from protocol.nodes import DeviceView, NodeView
+from protocol.states import JobState
 from service.db import Record
 
 
-def job(row: Record, attempts: Sequence[Record], members: Sequence[Record]) -> JobView:
-    """A job; `attempts` and `members` are empty in listings."""
+def job(
+    row: Record,
+    attempts: Sequence[Record],
+    members: Sequence[Record],
+    *,
+    array_states: Mapping[JobState, int] | None = None,
+) -> JobView:
+    """A job; `attempts` and `members` are empty in listings, `array_states` is there where it stands for its array."""
     return JobView(
         id=row.id,
         user=row.user_name,
         spec=JobSpec.model_validate(row.spec),
         state=row.state,
+        priority=row.priority,
+        array=_array_place(row, array_states or {}) if row.array_id else None,
+        resubmitted_from=row.origin_id,
+        not_before=row.not_before,
         reason=row.reason,
         exit_code=row.exit_code,
         epoch=row.epoch,
@@ -36,6 +48,12 @@ def job(row: Record, attempts: Sequence[Record], members: Sequence[Record]) -> J
         verdict=VerdictView.model_validate(row.verdict) if row.verdict else None,
         progress=ProgressView.model_validate(row.progress) if row.progress else None,
         attempts=[_attempt(attempt, members) for attempt in attempts],
+    )
+
+
+def _array_place(row: Record, states: Mapping[JobState, int]) -> ArrayPlace:
+    return ArrayPlace(
+        id=row.array_id, index=row.array_index, count=row.array_count, limit=row.array_limit, states=dict(states)
     )
 
 

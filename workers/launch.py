@@ -101,6 +101,8 @@ def gang_environment(
         "ERGON_ATTEMPT": assignment.attempt,
         "ERGON_EPOCH": str(assignment.epoch),
     }
+    if assignment.array_index is not None:
+        identity["ERGON_ARRAY_INDEX"] = str(assignment.array_index)
     return defaults | kept_environment(environment) | assignment.env | identity
 
 

@@ -7,9 +7,10 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from service.api import accounts, agent, cycles, errors, health, jobs, nodes, reports
+from service.api import accounts, agent, archives, control, cycles, errors, health, jobs, nodes, reports, submission
 from service.api.deps import Parts
 from service.api.limits import BodyLimit, KnownHosts
+from service.blobs import open_blobs
 from service.db import Listener
 from service.web import routes as web
 
@@ -41,8 +42,9 @@ def create_app(parts: Parts, listener: Listener | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.parts = parts
+    app.state.blobs = open_blobs(parts.settings)
     errors.install(app)
-    for module in (accounts, jobs, nodes, reports, cycles, agent, health, web):
+    for module in (accounts, submission, control, jobs, nodes, reports, cycles, agent, archives, health, web):
         app.include_router(module.router)
     app.add_middleware(BodyLimit)
     if parts.settings.host in LOOPBACK:

@@ -3,19 +3,18 @@
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from protocol.base import Name
-from protocol.jobs import EventPage, JobPage, JobSpec, JobView, LogView, MetricPage
+from protocol.jobs import EventPage, JobPage, JobView, LogView, MetricPage
 from protocol.states import FINAL_JOB_STATES, JobState
 from service import auth, jobs, views
-from service.api.deps import Parts, PartsDep, PersonDep
+from service.api.deps import PartsDep, PersonDep
 from service.api.errors import RESPONSES, refused
 from service.db import Record
-from service.jobs import KeyInUse
-from service.refusals import Impossible, JobEnded, Unauthorised, UnknownJob
+from service.refusals import JobEnded, Unauthorised, UnknownJob
 from service.store import logs as log_store
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=RESPONSES)
@@ -35,33 +34,6 @@ CHUNKS_AT_ONCE = 64
 KEEP_ALIVE_S = 15.0
 
 
-@router.post("", status_code=201, responses=refused(Impossible) | {200: {"model": JobView}})
-def submit(spec: JobSpec, parts: PartsDep, person: PersonDep, response: Response, key: Key = None) -> JobView:
-    """Submit a job. The answer comes once the job is stored for good, and carries the first verdict.
-
-    With an `Idempotency-Key` the request may be sent again: 200 and the same job.
-    """
-    try:
-        view, new = _submit(parts, person, spec, key)
-    except KeyInUse:
-        view, new = _submit(parts, person, spec, key)
-    response.status_code = 201 if new else 200
-    return view
-
-
-def _submit(parts: Parts, person: PersonDep, spec: JobSpec, key: str | None) -> tuple[JobView, bool]:
-    with parts.engine.begin() as tx:
-        return jobs.submit(
-            tx,
-            person,
-            spec,
-            key=key,
-            queues=parts.settings.queues,
-            now=parts.now(),
-            new_id=parts.new_id,
-        )
-
-
 @router.get("")
 def list_jobs(
     parts: PartsDep,
@@ -70,12 +42,25 @@ def list_jobs(
     user: Name | None = None,
     queue: Name | None = None,
     name: Name | None = None,
+    array: Annotated[str | None, Query(max_length=64, description="Only jobs of this array.")] = None,
+    folded: Annotated[bool, Query(description="Show an array as its first job, with the states of all.")] = False,
     limit: Limit = PAGE,
     cursor: Cursor = None,
 ) -> JobPage:
     """Jobs, newest first. A user sees own jobs only. Attempts are left out; get a job to see them."""
     with parts.engine.begin() as tx:
-        return jobs.list_page(tx, person, user=user, states=state, queue=queue, name=name, before=cursor, limit=limit)
+        return jobs.list_page(
+            tx,
+            person,
+            user=user,
+            states=state,
+            queue=queue,
+            name=name,
+            array_id=array,
+            folded=folded,
+            before=cursor,
+            limit=limit,
+        )
 
 
 @router.get("/{job_id}", responses=refused(UnknownJob))

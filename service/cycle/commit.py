@@ -11,6 +11,7 @@ from scheduler.problem import Shape
 from service.cycle.problem import Seen
 from service.db import notify
 from service.ids import NewId
+from service.store import arrays as array_store
 from service.store import attempts as attempt_store
 from service.store import cycles as cycle_store
 from service.store import jobs as job_store
@@ -53,6 +54,9 @@ def commit_gang(
         devices = wanted[row.id].devices
         if attempt_store.offered_devices(tx, row.id, devices) != len(devices):
             raise Overtaken(f"node {row.id} does not offer all devices any more")
+    array_id = seen.arrays.get(placement.job)
+    if array_id is not None and not array_store.has_room(tx, array_id):
+        raise Overtaken(f"array {array_id} has as many jobs running as it may")
     epoch = seen.epochs[placement.job] + 1
     state = JobState.STARTING.value
     version = seen.versions[placement.job]

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 
-from scheduler.verify import verify
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -17,6 +16,7 @@ from protocol.states import NodeState
 from scheduler import codec
 from scheduler.plan import Outcome, Plan
 from scheduler.problem import Budget, Problem
+from scheduler.verify import verify
 from service import maintenance, nodes
 from service.cycle.commit import Overtaken, TermOver, commit_gang
 from service.cycle.leadership import RENEW_S, Leadership
@@ -147,6 +147,7 @@ class Cycle:
         self._record(
             problem,
             plan,
+            seen,
             overtaken,
             term=term,
             at=at,
@@ -180,6 +181,7 @@ class Cycle:
         self,
         problem: Problem,
         plan: Plan,
+        seen: Seen,
         overtaken: set[str],
         *,
         term: int,
@@ -209,7 +211,12 @@ class Cycle:
                 plan=zlib.compress(codec.encode_plan(plan)),
             )
             said = [
-                (verdict.job, verdict_view(verdict, cycle=number).model_dump(mode="json"))
+                job_store.Verdict(
+                    job=verdict.job,
+                    seen=seen.versions[verdict.job],
+                    placed=verdict.outcome == Outcome.PLACED,
+                    said=verdict_view(verdict, cycle=number).model_dump(mode="json"),
+                )
                 for verdict in plan.verdicts
                 if verdict.job not in overtaken
             ]

@@ -11,6 +11,7 @@ from protocol.jobs import JobSpec, Reason, VerdictView
 from protocol.states import NodeState
 from scheduler.feasibility import total_room, why_impossible
 from scheduler.plan import Outcome, Verdict
+from scheduler.plan import Reason as PlanReason
 from scheduler.power import InstalledDevice, Inventory, active_w, default_wait_w, node_power
 from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, Problem, Shape
 from service.db import Record
@@ -31,8 +32,6 @@ MAX_PENDING = 2_000
 """Jobs weighed in one cycle, in order of precedence; the others wait for the next ones."""
 
 
-NOT_WEIGHED_YET = Reason(code="not_weighed_yet", message="the next planning cycle weighs it")
-
 _OUTCOMES: dict[Outcome, Literal["placed", "waiting", "impossible"]] = {
     Outcome.PLACED: "placed",
     Outcome.WAITING: "waiting",
@@ -47,34 +46,53 @@ class Seen:
     versions: dict[str, int]
     epochs: dict[str, int]
     incarnations: dict[str, int]
+    arrays: dict[str, str]
+    """The array of each job that is part of one."""
 
 
 def read_problem(tx: Connection, *, pue: float, now: datetime) -> tuple[Problem, Seen]:
     """The planner's input, and the versions it stands for. `tx` must be one snapshot."""
     node_rows = node_store.list_nodes(tx)
-    job_rows = job_store.list_queued(tx, MAX_PENDING)
+    job_rows = job_store.list_queued(tx, MAX_PENDING, now=now)
     nodes = _nodes(tx, node_rows, now)
     problem = Problem(nodes=nodes, jobs=tuple(_job(row, nodes) for row in job_rows), pue=pue)
     seen = Seen(
         versions={row.id: row.version for row in job_rows},
         epochs={row.id: row.epoch for row in job_rows},
         incarnations={row.id: row.incarnation for row in node_rows},
+        arrays={row.id: row.array_id for row in job_rows if row.array_id is not None},
     )
     return problem, seen
 
 
-def feasibility_now(tx: Connection, spec: JobSpec) -> VerdictView:
-    """Whether the present nodes could run this job at all, were they empty: the verdict at submission."""
+def why_never(tx: Connection, specs: Sequence[JobSpec]) -> list[tuple[Reason, ...]]:
+    """For each spec: why the present nodes could not run the job even if they were empty; nothing if they could."""
     nodes = _empty_nodes(tx)
-    impossible = why_impossible(_shapes(spec, nodes), total_room(nodes))
-    reasons = [Reason(code=reason.code, message=reason.message) for reason in impossible]
-    return VerdictView(outcome="impossible" if impossible else "waiting", reasons=reasons or [NOT_WEIGHED_YET])
+    room = total_room(nodes)
+    known: dict[tuple[Shape, ...], tuple[Reason, ...]] = {}
+    answers: list[tuple[Reason, ...]] = []
+    for spec in specs:
+        shapes = _shapes(spec, nodes)
+        if shapes not in known:
+            known[shapes] = tuple(_shown(reason) for reason in why_impossible(shapes, room))
+        answers.append(known[shapes])
+    return answers
 
 
-def verdict_view(verdict: Verdict, *, cycle: int) -> VerdictView:
+def planned_job(spec: JobSpec, nodes: Sequence[Node], *, job_id: str, order: int) -> Job:
+    """A job that is not in the database, as the planner would see it."""
+    shapes = _shapes(spec, nodes)
+    return Job(id=job_id, priority=spec.priority, order=order, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
+
+
+def verdict_view(verdict: Verdict, *, cycle: int | None) -> VerdictView:
     """A verdict as the API shows it."""
-    reasons = [Reason(code=reason.code, message=reason.message) for reason in verdict.reasons]
+    reasons = [_shown(reason) for reason in verdict.reasons]
     return VerdictView(outcome=_OUTCOMES[verdict.outcome], reasons=reasons, cycle=cycle)
+
+
+def _shown(reason: PlanReason) -> Reason:
+    return Reason(code=reason.code, message=reason.message)
 
 
 def run_estimate(spec: JobSpec) -> float:

@@ -151,6 +151,7 @@ def held_members(tx: Connection, node_id: str) -> Sequence[Record]:
             jobs.c.id.label("job_id"),
             jobs.c.name.label("job_name"),
             jobs.c.spec,
+            jobs.c.array_index,
             users.c.name.label("user_name"),
         )
         .join(attempts, members.c.attempt_id == attempts.c.id)

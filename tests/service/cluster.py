@@ -14,7 +14,7 @@ from protocol.sync import MemberReport, RegisterRequest, SyncRequest, SyncRespon
 from protocol.version import PROTOCOL_VERSION
 from scheduler.plan import MemberPlacement, Placement
 from scheduler.problem import WHOLE_DEVICE, Problem
-from service import auth, jobs, nodes, sync
+from service import auth, jobs, nodes, submission, sync
 from service.auth import Person
 from service.cycle.commit import commit_gang
 from service.cycle.leadership import Leadership
@@ -83,7 +83,7 @@ class Cluster:
         """Submit a job that runs `true` unless the spec says otherwise; its id."""
         person = self.person(user)
         with self.engine.begin() as tx:
-            view, _ = jobs.submit(
+            view, _ = submission.submit(
                 tx,
                 person,
                 JobSpec.model_validate({"command": ["true"], **spec}),
@@ -121,7 +121,11 @@ class Cluster:
         return self.term
 
     def place(self, job_id: str, *names: str) -> AttemptView:
-        """Grant a queued job devices on these nodes, one member each, as a plan would; the attempt."""
+        """Grant a queued job devices on these nodes, one member each, as a plan would; the attempt.
+
+        A job that backs off is waited for.
+        """
+        self.now = max(self.now, self.job(job_id).not_before or self.now)
         problem, seen = self.problem()
         self.commit(placement_on(problem, job_id, names), problem, seen)
         return self.job(job_id).attempts[-1]

@@ -235,7 +235,10 @@ def test_attempts_are_not_repeated_without_end(cluster: Cluster) -> None:
         assert attempt.epoch == epoch
         cluster.end("n1", attempt, R.UNKNOWN_START, None)
     ended = cluster.job(job)
-    assert (ended.state, ended.reason) == ("failed", "its node cannot tell whether it ran")
+    assert (ended.state, ended.reason) == (
+        "failed",
+        "its node cannot tell whether it ran; with 3 attempts lost it is not tried again",
+    )
     assert cluster.events(job).count("requeued") == cluster.settings.max_attempts - 1
 
 

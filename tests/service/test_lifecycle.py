@@ -10,6 +10,7 @@ from protocol.states import FINAL_JOB_STATES, AttemptState, EndReason, JobState
 from service.lifecycle import (
     IllegalChange,
     MemberFacts,
+    back_off_s,
     check_job_change,
     describe,
     job_state_after,
@@ -143,37 +144,64 @@ def test_being_stopped_because_of_a_peer_is_the_last_cause_to_be_named(
         assert gang.reason in others
 
 
-@pytest.mark.parametrize(
-    ("reason", "while_attempts_are_left", "at_the_last_attempt", "when_cancelled"),
-    [
-        (R.COMPLETED, "succeeded", "succeeded", "succeeded"),
-        (R.FAILED, "failed", "failed", "cancelled"),
-        (R.TIME_LIMIT, "failed", "failed", "cancelled"),
-        (R.CANCELLED, "cancelled", "cancelled", "cancelled"),
-        (R.START_FAILED, "failed", "failed", "cancelled"),
-        (R.PEER_ENDED, "failed", "failed", "cancelled"),
-        (R.FENCED, "queued", "failed", "cancelled"),
-        (R.NODE_LOST, "queued", "failed", "cancelled"),
-        (R.UNKNOWN_START, "queued", "failed", "cancelled"),
-    ],
-)
-def test_where_a_job_goes_after_an_attempt(
-    reason: EndReason, while_attempts_are_left: str, at_the_last_attempt: str, when_cancelled: str
-) -> None:
-    assert job_state_after(reason, epoch=2, max_attempts=3, cancel_requested=False) == while_attempts_are_left
-    assert job_state_after(reason, epoch=3, max_attempts=3, cancel_requested=False) == at_the_last_attempt
-    for epoch in (1, 3):
-        assert job_state_after(reason, epoch=epoch, max_attempts=3, cancel_requested=True) == when_cancelled
+AGAIN = {R.FENCED, R.NODE_LOST, R.UNKNOWN_START}
+OWN = {R.FAILED, R.START_FAILED, R.PEER_ENDED}
+
+
+def after(reason: EndReason, *, losses: int = 0, faults: int = 0, max_retries: int = 0, cancelled: bool = False) -> str:
+    """Where a job goes that may lose two attempts before it fails."""
+    return job_state_after(
+        reason,
+        losses=losses,
+        faults=faults,
+        max_attempts=3,
+        max_retries=max_retries,
+        cancel_requested=cancelled,
+    ).value
+
+
+@pytest.mark.parametrize("reason", sorted(AGAIN))
+def test_what_is_lost_with_a_node_is_repeated_until_the_attempts_are_used_up(reason: EndReason) -> None:
+    assert after(reason, losses=1, faults=7) == "queued"
+    assert after(reason, losses=2, max_retries=7) == "failed"
+    assert after(reason, losses=0, cancelled=True) == after(reason, losses=2, cancelled=True) == "cancelled"
+
+
+@pytest.mark.parametrize("reason", sorted(OWN))
+def test_a_fault_of_the_job_is_repeated_as_often_as_it_asks_for(reason: EndReason) -> None:
+    assert after(reason) == "failed"
+    assert after(reason, faults=1, max_retries=2, losses=9) == "queued"
+    assert after(reason, faults=2, max_retries=2) == "failed"
+    assert after(reason, max_retries=2, cancelled=True) == "cancelled"
+
+
+def test_a_drained_node_costs_the_job_nothing() -> None:
+    assert after(R.DRAINED, losses=2) == "queued"
+    assert after(R.DRAINED, cancelled=True) == "cancelled"
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_other_ends_are_final(cancelled: bool) -> None:
+    assert after(R.COMPLETED, max_retries=9, cancelled=cancelled) == "succeeded"
+    assert after(R.CANCELLED, max_retries=9, cancelled=cancelled) == "cancelled"
+    assert after(R.TIME_LIMIT, max_retries=9, cancelled=cancelled) == ("cancelled" if cancelled else "failed")
+    assert {R.COMPLETED, R.CANCELLED, R.TIME_LIMIT, R.DRAINED} | AGAIN | OWN == set(R)
+
+
+@given(repeats=st.integers(1, 10_000))
+def test_the_pause_before_an_attempt_doubles_up_to_five_minutes(repeats: int) -> None:
+    assert [back_off_s(n) for n in (1, 2, 3)] == [5, 10, 20]
+    assert back_off_s(repeats) <= back_off_s(repeats + 1) <= 300
 
 
 @pytest.mark.parametrize("reason", R)
 @pytest.mark.parametrize("state", [JobState.STARTING, JobState.RUNNING])
-@pytest.mark.parametrize("cancel_requested", [False, True])
+@pytest.mark.parametrize("cancelled", [False, True])
 def test_every_end_of_an_attempt_leads_to_a_change_that_is_allowed(
-    reason: EndReason, state: JobState, cancel_requested: bool
+    reason: EndReason, state: JobState, cancelled: bool
 ) -> None:
-    for epoch in (1, 2):
-        check_job_change(state, job_state_after(reason, epoch=epoch, max_attempts=2, cancel_requested=cancel_requested))
+    for losses in (0, 2):
+        check_job_change(state, JobState(after(reason, losses=losses, max_retries=1, cancelled=cancelled)))
 
 
 @pytest.mark.parametrize("reason", R)

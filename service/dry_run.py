@@ -1,0 +1,84 @@
+"""What would become of jobs if they were submitted now. Nothing is stored, and no solver runs: the greedy planner says
+what would start, and the cycle's plans are never worse.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from protocol.batch import DryRunItem, DryRunView
+from protocol.jobs import JobSpec, VerdictView
+from scheduler.candidates import find_candidates, pools, to_placements
+from scheduler.feasibility import survey, why_impossible, why_not_now
+from scheduler.greedy import complete
+from scheduler.plan import Outcome, Placement, Verdict
+from scheduler.problem import Job, Problem
+from scheduler.validate import validate
+from service import submission
+from service.auth import Person
+from service.cycle.problem import planned_job, read_problem, verdict_view
+from service.dependencies import Waits
+
+LAST = 2**62
+"""Order of arrival of a job that comes after all that are there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """Everything the answer follows from. `problem` holds the queue and, at its end, the jobs that are asked about;
+    those that would have to wait for other jobs are left out of it.
+    """
+
+    specs: Sequence[JobSpec]
+    waits: Sequence[Waits]
+    jobs: Sequence[Job]
+    problem: Problem
+
+
+def read(
+    tx: Connection, person: Person, specs: Sequence[JobSpec], *, queues: Sequence[str], pue: float, now: datetime
+) -> DryRun:
+    """Check the specs as at submission, and read what they would meet. `tx` must be one snapshot.
+
+    Raises Invalid.
+    """
+    prefixes = [f"jobs.{index}." for index in range(len(specs))]
+    waits = submission.check(tx, person, specs, prefixes=prefixes, queues=queues, lock=False)
+    problem, _ = read_problem(tx, pue=pue, now=now)
+    asked = [
+        planned_job(spec, problem.nodes, job_id=f"asked-{index}", order=LAST + index)
+        for index, spec in enumerate(specs)
+    ]
+    free = tuple(job for job, wait in zip(asked, waits, strict=True) if not wait.open)
+    return DryRun(specs=specs, waits=waits, jobs=asked, problem=replace(problem, jobs=problem.jobs + free))
+
+
+def weigh(run: DryRun) -> DryRunView:
+    """Which of the jobs would start now, and why the others would not. Needs no database."""
+    validate(run.problem)
+    placements = {
+        placement.job: placement
+        for pool in pools(find_candidates(run.problem))
+        for placement in to_placements(pool, complete(pool, {}))
+    }
+    rooms = survey(run.problem.nodes)
+    items: list[DryRunItem] = []
+    for spec, wait, job in zip(run.specs, run.waits, run.jobs, strict=True):
+        placement = placements.get(job.id)
+        if placement is not None:
+            items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.PLACED), placement))
+        elif reasons := why_impossible(job.shapes, rooms.total):
+            items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.IMPOSSIBLE, reasons=reasons)))
+        elif wait.open:
+            items.append(DryRunItem(spec=spec, verdict=VerdictView(outcome="waiting", reasons=[wait.reason])))
+        else:
+            reasons = why_not_now(job, rooms, len(placements))
+            items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.WAITING, reasons=reasons)))
+    return DryRunView(items=items)
+
+
+def _item(spec: JobSpec, verdict: Verdict, placement: Placement | None = None) -> DryRunItem:
+    nodes = [member.node for member in placement.members] if placement else []
+    return DryRunItem(spec=spec, verdict=verdict_view(verdict, cycle=None), nodes=nodes)

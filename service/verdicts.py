@@ -1,0 +1,24 @@
+"""What the service itself says of a job that waits, where the planner has no word yet."""
+
+from datetime import datetime
+
+from protocol.jobs import Reason, VerdictView
+
+NOT_WEIGHED_YET = Reason(code="not_weighed_yet", message="the next planning cycle weighs it")
+HELD = Reason(code="held", message="it is held until somebody releases it; `ergon release` does")
+
+
+def array_limit(limit: int) -> Reason:
+    """Why a job of an array is not weighed."""
+    return Reason(code="array_limit", message=f"of its array at most {limit} may run at a time")
+
+
+def backing_off(sentence: str, not_before: datetime) -> Reason:
+    """Why a job that goes back to the queue is not weighed at once; `sentence` is the end of its last attempt."""
+    when = f"{not_before:%Y-%m-%d %H:%M:%S} UTC"
+    return Reason(code="backing_off", message=f"{sentence}; the next attempt starts at {when} or later")
+
+
+def waiting(*reasons: Reason) -> dict[str, object]:
+    """A verdict as the table `jobs` keeps it."""
+    return VerdictView(outcome="waiting", reasons=list(reasons)).model_dump(mode="json")
