@@ -5,6 +5,7 @@ member is left. Everything it is told and everything it finds out is a record in
 
     launch.json    what to run; written by the agent before this process exists
     claim.json     pid and start time of this process; without it, nothing was ever started
+    prepared.json  what `prepare.py` found out before the ranks start; of attempts that need it only
     started.json   every rank runs
     stop.json      the agent wants it stopped; SIGTERM says: look
     exit.json      it is over
@@ -23,9 +24,12 @@ import time
 from workers import files, procfs
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+PREPARE_LIMIT_S = 3_600.0
+"""The longest that fetching code and data and building an environment may take together."""
 LONGEST_WAIT_S = 2.0
 """The kernel's timers stand still while the machine sleeps, deadlines do not: look at the clock at least this often."""
 KILL_ROUND_S = 0.05
+LATER_ROUND_S = 1.0
 UNCLEAN_AFTER_S = 10.0
 """From the first SIGKILL until the end is reported although a process is left; looking for its end goes on."""
 READ_BYTES = 65_536
@@ -132,7 +136,9 @@ class Supervisor:
         self.failed: int | None = None  # the rank that failed first
         self.streams: dict[int, Stream] = {}  # pipe -> stream
         self.ending: Ending | None = None
-        self.started_s = now_s()
+        self.preparing: int | None = None  # pid, while it runs
+        self.prepare_code = 0
+        self.started_s = float("inf")  # the time limit counts from here
         self.lease: dict = files.read_record(launch["lease"]) or {"fence_at_s": 0.0, "grace_s": 0.0}
         self.poll = select.epoll()
         self.bell, signal_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -147,19 +153,57 @@ class Supervisor:
     def run(self) -> None:
         """Start the ranks, wait for their end or a reason to end them, leave nothing behind, write the exit record."""
         self.stop_asked = self.stop_asked or os.path.exists(self._path("stop.json"))
+        if self.launch.get("prepare"):  # a record of before has none
+            self._prepare()
         self._start_ranks()
         while not self._is_over():
             self._wait(self._next_deadline_s() - now_s())
             self._reap()
             self._decide()
-        clean = self._kill_all(UNCLEAN_AFTER_S)
+        clean = self._kill_all(UNCLEAN_AFTER_S, KILL_ROUND_S)
         self._close_streams()
         self._write_exit(clean=clean)
         if not clean:
-            self._kill_all(float("inf"))
+            self._kill_all(float("inf"), LATER_ROUND_S)
             self._write_exit(clean=True)
 
     # -- starting
+
+    def _prepare(self) -> None:
+        """Let `prepare.py` do its work, and take over what it found out."""
+        needs = self.launch["prepare"]
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        self._keep_output(read_end, f"rank-{self.launch['ranks'][0]['rank']}.stderr")
+        try:
+            # Its standard input is ours: there the agent has put how to reach the service.
+            self.preparing = os.posix_spawn(
+                needs["argv"][0],
+                needs["argv"],
+                needs["env"],
+                file_actions=[(os.POSIX_SPAWN_DUP2, write_end, 1), (os.POSIX_SPAWN_DUP2, write_end, 2)],
+                setpgroup=0,
+                setsigmask=[],
+            )
+        except OSError as error:
+            self._end("start_failed", describe_start_error(needs["argv"][0], error), grace_s=0)
+        finally:
+            os.close(write_end)
+        give_up_s = now_s() + PREPARE_LIMIT_S
+        while self.preparing is not None and not self.ending:
+            self._wait(min(self._next_deadline_s(), give_up_s) - now_s())
+            self._reap()
+            self._decide()
+            if now_s() >= give_up_s:
+                self._end("start_failed", f"it was not prepared after {PREPARE_LIMIT_S:g} s", grace_s=0)
+        prepared = files.read_record(self._path("prepared.json")) or {}
+        if self.ending:
+            return  # what still prepares is killed with the rest
+        if self.prepare_code != 0 or "fault" in prepared:
+            unsaid = f"its preparation ended with code {self.prepare_code}; its standard error tells more"
+            self._end("start_failed", prepared.get("fault", unsaid), grace_s=0)
+            return
+        self.launch["argv"] = prepared["argv"]
+        self.launch["env"] |= prepared["env"]
 
     def _start_ranks(self) -> None:
         self._decide()
@@ -184,9 +228,7 @@ class Supervisor:
         out, out_end = os.pipe2(os.O_CLOEXEC)
         err, err_end = os.pipe2(os.O_CLOEXEC)
         for pipe, name in ((out, "stdout"), (err, "stderr")):
-            os.set_blocking(pipe, False)
-            self.streams[pipe] = Stream(pipe, self._path(f"rank-{rank}.{name}"), self.launch["cap_bytes"])
-            self.poll.register(pipe, select.EPOLLIN)
+            self._keep_output(pipe, f"rank-{rank}.{name}")
         try:
             pid = os.posix_spawn(
                 program,
@@ -205,6 +247,12 @@ class Supervisor:
             os.close(out_end)
             os.close(err_end)
         self.ranks[pid] = rank
+
+    def _keep_output(self, pipe: int, name: str) -> None:
+        """Move what comes out of `pipe` to the file of this name."""
+        os.set_blocking(pipe, False)
+        self.streams[pipe] = Stream(pipe, self._path(name), self.launch["cap_bytes"])
+        self.poll.register(pipe, select.EPOLLIN)
 
     # -- watching
 
@@ -279,6 +327,8 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            if pid == self.preparing:
+                self.preparing, self.prepare_code = None, os.waitstatus_to_exitcode(status)
             rank = self.ranks.pop(pid, None)
             if rank is not None:
                 self.codes[rank] = os.waitstatus_to_exitcode(status)
@@ -287,8 +337,9 @@ class Supervisor:
 
     # -- ending
 
-    def _kill_all(self, patience_s: float) -> bool:
-        """Kill every process below this one until there is none. False if `patience_s` were not enough.
+    def _kill_all(self, patience_s: float, round_s: float) -> bool:
+        """Kill every process below this one, looking every `round_s`, until there is none. False if `patience_s` were
+        not enough.
 
         This process is the subreaper of everything it started: whatever a rank leaves behind, in whatever session,
         stays below it.
@@ -302,7 +353,7 @@ class Supervisor:
                 return False
             for process in left:
                 procfs.send_signal(process.pid, process.start, signal.SIGKILL)
-            self._wait(KILL_ROUND_S)
+            self._wait(round_s)
             self._reap()
 
     def _close_streams(self) -> None:
