@@ -270,7 +270,7 @@ def test_jobs_page_and_filter(sign_in: SignIn, cluster: Cluster) -> None:
         page = client.get(address)
         assert page.status_code == 200
         older = [unescape(found) for found in re.findall(r'rel="next" href="([^"]+)"', page.text)]
-        return re.findall(r'class="name" href="/jobs/([^"]+)"', page.text), older
+        return re.findall(r'class="name word" href="/jobs/([^"]+)"', page.text), older
 
     first, older = listed("/jobs")
     second, end = listed(older[0])
