@@ -2,9 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import TypeVar
+
+from pydantic import ValidationError
 
 from ergon.connection import Connection, ViewT, parse, segment
+from ergon.errors import ErgonError
 from protocol.accounts import (
+    DEFAULT_JOIN_S,
     JoinRequest,
     JoinResponse,
     JoinTokenView,
@@ -21,9 +26,12 @@ from protocol.base import Message
 from protocol.states import Role
 from protocol.version import PROTOCOL_VERSION
 
+RequestT = TypeVar("RequestT", bound=Message)
+
 
 class Accounts:
-    """People, their tokens, and how nodes join. Raises what `Client` raises.
+    """People, their tokens, and how nodes join. Raises what `Client` raises, and ErgonError for a value that no
+    service would take.
 
     A token is in the answer to the call that makes it and nowhere else. If that answer is lost, the call is repeated,
     and the token nobody knows stays listed until it is revoked; a join token nobody knows expires.
@@ -46,7 +54,7 @@ class Accounts:
 
         Raises RequestRefused with type `urn:ergon:user-exists` for a person who is known with another role.
         """
-        return self._post(UserView, "/v1/users", NewUser(name=name, role=role))
+        return self._post(UserView, "/v1/users", _made(NewUser, name=name, role=role))
 
     def change_role(self, name: str, role: Role) -> UserView:
         """Give a person another role. Administrators only.
@@ -76,12 +84,15 @@ class Accounts:
         """
         self._connection.change("DELETE", f"/v1/tokens/{segment(token_id)}")
 
-    def new_join_token(self, request: NewJoinToken) -> JoinTokenView:
-        """Leave for one agent to become a node. Administrators only.
+    def new_join_token(
+        self, *, node: str | None = None, valid_s: float = DEFAULT_JOIN_S, replace: bool = False
+    ) -> JoinTokenView:
+        """Leave for one agent to become a node within `valid_s`. Administrators only.
 
-        Raises RequestRefused with type `urn:ergon:node-taken` for a node that has a credential, unless the request
-        says `replace`.
+        Raises RequestRefused with type `urn:ergon:node-taken` for a node that has a credential, unless `replace` says
+        that it is to be revoked.
         """
+        request = _made(NewJoinToken, node=node, valid_s=valid_s, replace=replace)
         return self._post(JoinTokenView, "/v1/join-tokens", request)
 
     def join(self, node: str, credential: str) -> JoinResponse:
@@ -91,7 +102,7 @@ class Accounts:
         RequestRefused with type `urn:ergon:join-token-spent` or `urn:ergon:node-taken`.
         """
         digest = hashlib.sha256(credential.encode()).hexdigest()
-        request = JoinRequest(protocol=PROTOCOL_VERSION, node=node, credential_hash=digest)
+        request = _made(JoinRequest, protocol=PROTOCOL_VERSION, node=node, credential_hash=digest)
         return self._post(JoinResponse, "/v1/agent/join", request)
 
     def _post(self, view: type[ViewT], path: str, request: Message | None) -> ViewT:
@@ -99,3 +110,12 @@ class Accounts:
 
     def _tokens(self, path: str) -> list[TokenView]:
         return parse(TokenList, self._connection.get(path)).items
+
+
+def _made(request: type[RequestT], **values: object) -> RequestT:
+    """Raises ErgonError that names the value at fault."""
+    try:
+        return request.model_validate(values)
+    except ValidationError as error:
+        faults = (f"{fault['loc'][0]} {fault['input']!r}: {fault['msg']}" for fault in error.errors(include_url=False))
+        raise ErgonError("; ".join(faults)) from error

@@ -51,14 +51,16 @@ class Client:
         server: str | None = None,
         token: str | None = None,
         *,
+        ca: str | None = None,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """`server` and `token` default to ERGON_SERVER and ERGON_TOKEN, then to the file that `ergon up` writes.
 
+        `ca` is a file with the certificate that vouches for the server's; ERGON_CA, or those that the system trusts.
         Raises NotConfigured if no server is known or one of them cannot be used.
         """
-        self._connection = Connection(resolve(server, token), transport=transport, sleep=sleep)
+        self._connection = Connection(resolve(server, token, ca=ca), transport=transport, sleep=sleep)
         self._sleep = sleep
         self.accounts = Accounts(self._connection)
 

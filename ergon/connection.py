@@ -156,8 +156,8 @@ class Connection:
         reason = str(error) or type(error).__name__
         if "CERTIFICATE_VERIFY_FAILED" in reason:
             return (
-                f"{self.server} is not known to be itself ({reason}); set ERGON_CA to the file with the certificate "
-                "that vouches for it"
+                f"{self.server} is not known to be itself ({reason}); set ERGON_CA (an agent's --ca) to the file with "
+                "the certificate that vouches for it"
             )
         return f"no answer from {self.server} ({reason}); is it running? Otherwise {START_ONE}"
 
@@ -227,7 +227,7 @@ def _trusted(ca: str | None) -> ssl.SSLContext | bool:
     try:
         return ssl.create_default_context(cafile=ca)
     except (OSError, ValueError) as error:
-        raise NotConfigured(f"ERGON_CA {ca} cannot be used ({error}); name a file with a certificate (PEM)") from error
+        raise NotConfigured(f"ERGON_CA or --ca {ca} cannot be used ({error}); name a certificate file (PEM)") from error
 
 
 def _token(token: str) -> str:

@@ -32,7 +32,11 @@ def credentials_path(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def resolve(
-    server: str | None = None, token: str | None = None, environment: Mapping[str, str] = os.environ
+    server: str | None = None,
+    token: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    ca: str | None = None,
 ) -> Credentials:
     """Put together what is known. The token in the file goes to the server in the file and to no other.
 
@@ -47,7 +51,7 @@ def resolve(
         server = saved.server
     if not token and saved is not None and saved.server.rstrip("/") == server.rstrip("/"):
         token = saved.token
-    return Credentials(server=server, token=token, ca=environment.get("ERGON_CA") or None)
+    return Credentials(server=server, token=token, ca=ca or environment.get("ERGON_CA") or None)
 
 
 def load(path: Path) -> Credentials | None:

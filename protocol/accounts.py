@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 from protocol.base import Message, Name, View
 from protocol.states import Role
 
+DEFAULT_JOIN_S = 3_600.0
 LONGEST_JOIN_S = 7 * 86_400.0
 
 
@@ -78,7 +79,9 @@ class NewJoinToken(Message):
     """Leave for one agent to become a node, once."""
 
     node: Name | None = Field(default=None, description="The one name it is good for; any new name if absent.")
-    valid_s: float = Field(default=3_600.0, ge=1, le=LONGEST_JOIN_S, description="How long it may be used, in s.")
+    valid_s: float = Field(
+        default=DEFAULT_JOIN_S, ge=1, le=LONGEST_JOIN_S, description="How long it may be used, in s."
+    )
     replace: bool = Field(
         default=False,
         description="Let it take the name of a node that has a credential: that is revoked. Needs `node`.",

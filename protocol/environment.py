@@ -8,6 +8,7 @@ PREFIX = "ERGON_"
 CLIENT_VARIABLES = {
     "ERGON_SERVER": "Address of the service, such as http://127.0.0.1:8765.",
     "ERGON_TOKEN": "The token of the person who calls.",
+    "ERGON_JOIN_TOKEN": "The join token with which `ergon agent` makes this machine a node.",
 }
 CONNECTION_VARIABLES = {
     "ERGON_CA": "File with the certificate (PEM) that vouches for the service's; those the system trusts if unset.",

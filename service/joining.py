@@ -74,8 +74,10 @@ def join(tx: Connection, token_hash: bytes, request: JoinRequest, *, now: dateti
             store.revoke_token(tx, old.id, now=now)
     else:
         _check_name_free(tx, request.node)
-    if store.find_token_by_id(tx, auth.token_id(credential)) is not None:
-        raise NodeTaken("this credential is known already; an agent makes a fresh one each time it joins")
+    if known := store.find_token_by_id(tx, auth.token_id(credential)):
+        raise NodeTaken(
+            f"this agent has joined as {known.node_name or 'a person'!r} before; empty its state folder and join again"
+        )
     store.add_token(
         tx, token_id=auth.token_id(credential), token_hash=credential, ending=None, node_name=request.node, now=now
     )

@@ -7,6 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
+from ergon.cli.nodes import state_words
 from ergon.cli.output import Json, line, local_time, note, table, write_json, write_json_lines
 from ergon.cli.units import parse_time, show_duration, show_size
 from ergon.client import Client
@@ -37,7 +38,7 @@ def _row(node: NodeView) -> tuple[str, ...]:
     held = sum(device.job is not None for device in node.devices)
     return (
         node.name,
-        node.state,
+        state_words(node),
         " ".join(f"{count}x{kind}" for kind, count in sorted(kinds.items())) or "-",
         f"{held}/{len(node.devices)}",
         f"{node.cpu_cores:g}",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ergon.cli import cluster, demo, doctor, jobs, submit, up
+from ergon.cli import accounts, agent, cluster, demo, doctor, jobs, nodes, submit, up
 from ergon.cli.output import complain, line, note
 from ergon.errors import ErgonError
 from protocol.environment import unknown_variables
@@ -40,6 +40,12 @@ app.command("cancel")(jobs.cancel)
 app.command("nodes")(cluster.nodes)
 app.command("report")(cluster.report)
 app.command("plans")(cluster.plans)
+app.add_typer(nodes.node_commands, name="node")
+app.command("users")(accounts.users)
+app.add_typer(accounts.user_commands, name="user")
+app.add_typer(accounts.token_commands, name="token")
+app.add_typer(accounts.join_token_commands, name="join-token")
+app.command("agent")(agent.agent)
 app.command("doctor")(doctor.doctor)
 
 

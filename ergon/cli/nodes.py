@@ -1,0 +1,61 @@
+"""`ergon node`: taking nodes out of use and back."""
+
+from typing import Annotated
+
+import typer
+
+from ergon.cli.output import Json, line, local_time, note, write_json
+from ergon.cli.units import parse_duration
+from ergon.client import Client
+from protocol.nodes import NodeView
+
+DEFAULT_DEADLINE_S = 600.0
+
+node_commands = typer.Typer(help="Take nodes out of use and back. Administrators only.")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the node.")]
+
+
+@node_commands.command("cordon")
+def cordon(name: Name, as_json: Json = False) -> None:
+    """Keep new work away from a node; what runs there goes on."""
+    with Client() as client:
+        _say(client.cordon(name), as_json)
+
+
+@node_commands.command("uncordon")
+def uncordon(name: Name, as_json: Json = False) -> None:
+    """Let a node take work again."""
+    with Client() as client:
+        _say(client.uncordon(name), as_json)
+
+
+@node_commands.command("drain")
+def drain(
+    name: Name,
+    deadline: Annotated[
+        float | None,
+        typer.Option(parser=parse_duration, metavar="DURATION", help="Until what runs is stopped; 10m by default."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Empty a node: nothing new goes there, and what still runs after the deadline is stopped and requeued."""
+    with Client() as client:
+        _say(client.drain(name, deadline_s=DEFAULT_DEADLINE_S if deadline is None else deadline), as_json)
+
+
+def state_words(node: NodeView) -> str:
+    """Its state, and whether it takes work: `ready`, `ready, cordoned`, `ready, drains until 2031-05-01 12:00:00`."""
+    if node.drain_at is not None:
+        return f"{node.state}, drains until {local_time(node.drain_at)}"
+    return f"{node.state}, cordoned" if node.cordoned else str(node.state)
+
+
+def _say(node: NodeView, as_json: bool) -> None:
+    if as_json:
+        write_json(node)
+        return
+    line(f"{node.name}: {state_words(node)}")
+    jobs = sorted({device.job for device in node.devices if device.job})
+    if node.cordoned and jobs:
+        note(f"still there: {', '.join(jobs)}")
