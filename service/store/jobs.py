@@ -17,6 +17,8 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    not_,
+    or_,
     select,
     update,
 )
@@ -164,7 +166,8 @@ def set_verdicts(tx: Connection, verdicts: Sequence[Verdict]) -> None:
     """
     if verdicts:
         as_seen = (jobs.c.state == JobState.QUEUED.value) & (jobs.c.version == bindparam("seen"))
-        started = bindparam("placed", type_=Boolean) & jobs.c.state.not_in(WAITING)
+        waits = or_(*(jobs.c.state == state for state in WAITING))  # IN cannot be sent for many rows at once
+        started = bindparam("placed", type_=Boolean) & not_(waits)
         query = update(jobs).where(jobs.c.id == bindparam("job"), as_seen | started).values(verdict=bindparam("said"))
         tx.execute(query, verdicts)
 
