@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, field_validator
 
 from protocol.base import Count, Index, Kind, Message, Name, Seconds, Text, View
+from protocol.jobs import MAX_MEMORY_BYTES
 from protocol.states import NodeState
 
 DeviceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=128)]
@@ -19,7 +20,9 @@ class DeviceReport(Message):
     kind: Kind
     index: Index = Field(description="Its number on the node, as the driver counts.")
     memory_bytes: Count = Field(default=0, description="Memory of the device in bytes; 0 for a CPU slot.")
-    power_limit_w: float | None = Field(default=None, ge=0, description="The limit in force in W, if it can be read.")
+    power_limit_w: float | None = Field(
+        default=None, ge=0, le=1e5, description="The limit in force in W, if it can be read."
+    )
 
 
 class NodeReport(Message):
@@ -35,7 +38,7 @@ class NodeReport(Message):
         description="Hardware threads whose power is this node's: all of the machine's, or its CPU slots where it "
         "offers nothing else, so that two agents on one machine do not bill it twice.",
     )
-    memory_bytes: Count = Field(gt=0, description="Main memory this agent offers in bytes.")
+    memory_bytes: int = Field(gt=0, le=MAX_MEMORY_BYTES, description="Main memory this agent offers in bytes.")
     devices: list[DeviceReport] = Field(max_length=4_096)
     labels: dict[Name, Text] = Field(default={}, max_length=100)
 

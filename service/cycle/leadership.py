@@ -1,17 +1,19 @@
 """Who runs the cycle. Election saves work; safety comes from the term that every commit checks.
 
 No two clocks are compared: a follower watches a counter in the database, and takes over when the counter has stood
-still for `patience_s` on the follower's own clock.
+still for `PATIENCE_S` on the follower's own clock.
 """
 
 from sqlalchemy import Engine
 
 from service.store import cycles as store
 
-PATIENCE_S = 6.0
-"""How long the leader's counter may stand still. The leader renews at least every `PATIENCE_S / 3`."""
+PATIENCE_S = 20.0
+"""How long the leader's counter may stand still. It does while the leader solves: longer than the longest solve, or two
+processes would depose each other for ever, and neither would commit."""
 
-RENEW_S = PATIENCE_S / 3
+RENEW_S = 2.0
+"""The leader renews at least this often while it does not solve."""
 
 
 class Leadership:

@@ -1,5 +1,6 @@
 """From rows to the planner's words: one consistent read of the database becomes a `Problem`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +25,9 @@ DEFAULT_RUN_S = 3_600.0
 
 LIMIT_SHARE = 0.5
 """Share of its time limit that a job without an estimate is assumed to run. A guess, until run times are learned."""
+
+SHORTEST_RUN_S = 1.0
+"""Shorter estimates are not told apart; the smallest of numbers would even be 0 when halved."""
 
 OVERDUE_S = 60.0
 """A job that has run past its estimate is assumed to need this much longer."""
@@ -97,10 +101,10 @@ def _shown(reason: PlanReason) -> Reason:
 
 def run_estimate(spec: JobSpec) -> float:
     """How long the job is expected to run, in s: the user's word, else half its limit, else an hour."""
+    limit_s = spec.time_limit_s or math.inf
     if spec.expected_run_s is not None:
-        estimate = spec.expected_run_s
-        return min(estimate, spec.time_limit_s) if spec.time_limit_s else estimate
-    return spec.time_limit_s * LIMIT_SHARE if spec.time_limit_s else DEFAULT_RUN_S
+        return max(SHORTEST_RUN_S, min(spec.expected_run_s, limit_s))
+    return max(SHORTEST_RUN_S, limit_s * LIMIT_SHARE) if spec.time_limit_s else DEFAULT_RUN_S
 
 
 def inventory_of(row: Record, devices: Sequence[Record]) -> Inventory:
@@ -143,9 +147,10 @@ def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: S
             Device(id=device.id, kind=device.kind, free=WHOLE_DEVICE - taken.get(device.id, 0)) for device in devices
         ),
         cpu_millicores=row.millicores,
-        free_millicores=row.millicores - sum(member.millicores for member in work),
+        # A node that was registered anew with less than its jobs hold has nothing left.
+        free_millicores=max(0, row.millicores - sum(member.millicores for member in work)),
         memory_bytes=row.memory_bytes,
-        free_memory_bytes=row.memory_bytes - sum(member.memory_bytes for member in work),
+        free_memory_bytes=max(0, row.memory_bytes - sum(member.memory_bytes for member in work)),
         power=node_power(inventory_of(row, devices)),
         open=row.state == NodeState.READY.value and not row.cordoned,
         busy_s=max((_remaining_s(member, now) for member in work), default=0.0),
