@@ -22,6 +22,7 @@ from service.cycle.problem import Seen, read_problem
 from service.db import snapshot
 from service.models import metadata
 from service.settings import Settings
+from service.store import cycles as cycle_store
 
 
 @dataclass
@@ -34,7 +35,6 @@ class Cluster:
     people: dict[str, Person] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
     incarnations: dict[str, int] = field(default_factory=dict)
-    term: int | None = None
     _ids: Iterator[int] = field(default_factory=itertools.count)
 
     def new_id(self, prefix: str) -> str:
@@ -114,11 +114,16 @@ class Cluster:
             return read_problem(tx, pue=self.settings.pue, now=self.now)
 
     def lead(self) -> int:
-        """The term of this test, which leads from the first call on."""
-        if self.term is None:
-            self.term = Leadership(self.engine, "test").lead(self.clock_s())
-        assert self.term is not None
-        return self.term
+        """The term that leads now. The first one is nobody's, so that a cycle takes over at once."""
+        with self.engine.begin() as tx:
+            row = cycle_store.read_leadership(tx)
+        if row is not None:
+            return row.term
+        first = Leadership(self.engine, "test")
+        term = first.lead(0.0)
+        assert term is not None
+        first.resign()
+        return term
 
     def place(self, job_id: str, *names: str) -> AttemptView:
         """Grant a queued job devices on these nodes, one member each, as a plan would; the attempt.

@@ -87,7 +87,7 @@ def test_pages_of_nodes_add_up(client: TestClient, cluster: Cluster) -> None:
         ("cpu_cores", 1e9, "less than or equal to 65536"),
         ("cpu_threads", 0, "greater than or equal to 1"),
         ("memory_bytes", 0, "greater than 0"),
-        ("memory_bytes", 2**70, "less than or equal to"),
+        ("memory_bytes", 2**62, "less than or equal to"),
         ("boot_id", "b" * 65, "at most 64 characters"),
         ("address", "a\x00b", "match pattern"),
         ("cpu_model", "\x00", "match pattern"),
@@ -97,6 +97,7 @@ def test_pages_of_nodes_add_up(client: TestClient, cluster: Cluster) -> None:
         ("devices", [DEVICE | {"kind": "H100"}], "match pattern"),
         ("devices", [DEVICE | {"index": 2**31}], "less than"),
         ("devices", [DEVICE | {"memory_bytes": -1}], "greater than or equal to 0"),
+        ("devices", [DEVICE | {"power_limit_w": 1e300}], "less than or equal to 100000"),
         ("devices", [DEVICE, DEVICE], "device cpu:n1:0 is listed twice"),
     ],
 )
