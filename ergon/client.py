@@ -23,8 +23,21 @@ from ergon.connection import PATIENT_TRIES, TRIES, Connection, Parameters, ViewT
 from ergon.credentials import resolve
 from ergon.errors import ErgonError, Unreachable, WaitTimedOut
 from protocol.accounts import IdentityView, ServiceView
+from protocol.batch import BatchRequest, BatchView, DryRunRequest, DryRunView
 from protocol.cycles import CycleDetail, CyclePage, CycleView
-from protocol.jobs import EventPage, EventView, JobPage, JobSpec, JobView, LogView, MetricPage, MetricPoint
+from protocol.jobs import (
+    ArrayView,
+    EventPage,
+    EventView,
+    JobPage,
+    JobSpec,
+    JobView,
+    LogView,
+    MetricPage,
+    MetricPoint,
+    OutputList,
+    PriorityChange,
+)
 from protocol.nodes import DrainRequest, NodePage, NodeView
 from protocol.reports import AllocationReport
 from protocol.states import FINAL_JOB_STATES, JobState
@@ -99,6 +112,75 @@ class Client:
         body = spec.model_dump_json(exclude_defaults=True)
         return parse(JobView, self._connection.post("/v1/jobs", body, key=key or fresh_key()))
 
+    def submit_many(self, specs: Sequence[JobSpec], *, key: str | None = None) -> BatchView:
+        """Submit up to 10,000 jobs in one request: all are taken or none. Errors name `jobs.17.nodes`.
+
+        The answer has one item for each spec, with the id of the job or of the array. `key` is as with `submit`.
+        """
+        body = BatchRequest(jobs=list(specs)).model_dump_json(exclude_defaults=True)
+        return parse(BatchView, self._connection.post("/v1/jobs/batch", body, key=key or fresh_key()))
+
+    def dry_run(self, specs: Sequence[JobSpec]) -> DryRunView:
+        """What would become of up to 100 jobs if they were submitted now. Nothing is stored."""
+        body = DryRunRequest(jobs=list(specs)).model_dump_json(exclude_defaults=True)
+        return parse(DryRunView, self._connection.post("/v1/jobs/dry-run", body, key=fresh_key()))
+
+    def resubmit(self, job_id: str, *, key: str | None = None) -> JobView:
+        """Run a job that has ended once more: a new job with the same spec.
+
+        Raises RequestRefused with type `urn:ergon:job-not-ended` if it has not ended.
+        """
+        return parse(JobView, self._connection.post(f"{_job_path(job_id)}/resubmit", None, key=key or fresh_key()))
+
+    def hold(self, job_id: str) -> JobView:
+        """Keep a waiting job from starting until it is released.
+
+        Raises RequestRefused with type `urn:ergon:job-started` or `urn:ergon:job-ended` if it waits no more.
+        """
+        return parse(JobView, self._connection.post(f"{_job_path(job_id)}/hold", None, key=fresh_key()))
+
+    def release(self, job_id: str) -> JobView:
+        """Take back a hold. A job that waits for other jobs stays held until they have ended.
+
+        Raises RequestRefused with type `urn:ergon:job-ended` if it has ended.
+        """
+        return parse(JobView, self._connection.post(f"{_job_path(job_id)}/release", None, key=fresh_key()))
+
+    def set_priority(self, job_id: str, priority: int) -> JobView:
+        """Move a job in line. Raises RequestRefused with type `urn:ergon:job-ended` if it has ended."""
+        body = PriorityChange(priority=priority).model_dump_json()
+        return parse(JobView, self._connection.change("PATCH", _job_path(job_id), body))
+
+    def array(self, array_id: str) -> ArrayView:
+        """One array with the states of its jobs; `jobs(array=...)` lists these."""
+        return self._get(_array_path(array_id), ArrayView)
+
+    def cancel_array(self, array_id: str) -> ArrayView:
+        """Ask for every job of an array to end.
+
+        Raises RequestRefused with type `urn:ergon:job-ended` if all have ended already.
+        """
+        return parse(ArrayView, self._connection.post(f"{_array_path(array_id)}/cancel", None, key=fresh_key()))
+
+    def ship(self, archive: bytes, digest: str) -> bool:
+        """Upload an archive of code, a tar.gz with this SHA-256 in hexadecimal; False if the service has it already.
+
+        A spec then names it as `code`. Raises RequestRefused with type `urn:ergon:archive-quota` if there is no room.
+        """
+        path = f"/v1/archives/{digest}"
+        if self._connection.exists(path):
+            return False
+        self._connection.put(path, archive)
+        return True
+
+    def outputs(self, job_id: str) -> OutputList:
+        """What the members of a job have stored, the latest attempt first."""
+        return self._get(f"{_job_path(job_id)}/outputs", OutputList)
+
+    def output(self, job_id: str, member: int, *, epoch: int | None = None) -> Iterator[bytes]:
+        """What one member has stored, as blocks of a tar.gz; of its latest attempt unless `epoch` names one."""
+        return self._connection.blocks(f"{_job_path(job_id)}/outputs/{member}", {"epoch": epoch})
+
     def job(self, job_id: str) -> JobView:
         """One job."""
         return self._get(_job_path(job_id), JobView)
@@ -110,10 +192,16 @@ class Client:
         user: str | None = None,
         queue: str | None = None,
         name: str | None = None,
+        array: str | None = None,
+        folded: bool | None = None,
         page_size: int | None = None,
     ) -> Iterator[JobView]:
-        """Jobs, newest first, page by page as they are read. A user sees own jobs, an administrator all."""
+        """Jobs, newest first, page by page as they are read. A user sees own jobs, an administrator all.
+
+        `folded` shows each array as its first job, with the states of all in `array.states`.
+        """
         query = {"state": [state.value for state in states], "user": user, "queue": queue, "name": name}
+        query |= {"array": array, "folded": folded}
         for page in self._pages("/v1/jobs", JobPage, {**query, "limit": page_size}):
             yield from page.items
 
@@ -241,6 +329,10 @@ class Client:
         while page.next:
             page = self._get(path, view, {**query, "cursor": page.next})
             yield page
+
+
+def _array_path(array_id: str) -> str:
+    return f"/v1/arrays/{segment(array_id)}"
 
 
 def _job_path(job_id: str) -> str:

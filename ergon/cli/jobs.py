@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -23,11 +23,13 @@ from ergon.cli.output import (
 from ergon.cli.units import show_duration, show_size
 from ergon.client import Client, Stream
 from ergon.errors import ErgonError
-from protocol.jobs import JobSpec, JobView, LogView, ProgressView
+from protocol.jobs import ArrayView, JobSpec, JobView, LogView, ProgressView
 from protocol.states import FINAL_JOB_STATES, JobState
 
 NEWEST = 20
 EVENTS_SHOWN = 10
+ARRAY_PREFIX = "array-"
+"""How the id of an array begins."""
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
 
@@ -36,13 +38,23 @@ def jobs(
     state: Annotated[list[JobState] | None, typer.Option(help="Only jobs in this state; may repeat.")] = None,
     user: Annotated[str | None, typer.Option(help="Only jobs of this user.")] = None,
     queue: Annotated[str | None, typer.Option(help="Only jobs of this queue.")] = None,
+    array: Annotated[str | None, typer.Option(metavar="ARRAY", help="The jobs of this array, one by one.")] = None,
     every: Annotated[bool, typer.Option("--all", help=f"Every job, not the newest {NEWEST} only.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List jobs, newest first. A user sees own jobs, an administrator all."""
+    """List jobs, newest first; an array is one line with the states of its jobs. A user sees own jobs, an administrator
+    all.
+    """
     limit = None if every else NEWEST
     with Client() as client:
-        found = client.jobs(states=state or (), user=user, queue=queue, page_size=None if every else NEWEST)
+        found = client.jobs(
+            states=state or (),
+            user=user,
+            queue=queue,
+            array=array,
+            folded=array is None,
+            page_size=None if every else NEWEST,
+        )
         shown = itertools.islice(found, limit)
         if as_json:
             write_json_lines(shown)
@@ -61,7 +73,11 @@ def _row(job: JobView) -> tuple[str, ...]:
     asks = f"{spec.nodes}x{spec.devices_per_node} {'|'.join(spec.device_kinds) or 'any'}"
     state = f"{job.state} (cancelling)" if job.cancel_requested and job.state not in FINAL_JOB_STATES else job.state
     progress = describe_progress(job.progress) if job.progress else ""
-    return (job.id, spec.name, job.user, state, asks, local_time(job.submitted_at), _ran(job), progress)
+    if job.array and job.array.states:
+        states = _states(job.array.states)
+        return (job.array.id, spec.name, job.user, states, asks, local_time(job.submitted_at), "-", "")
+    name = f"{spec.name}[{job.array.index}]" if job.array else spec.name
+    return (job.id, name, job.user, state, asks, local_time(job.submitted_at), _ran(job), progress)
 
 
 def _ran(job: JobView) -> str:
@@ -86,6 +102,9 @@ def describe_progress(progress: ProgressView) -> str:
 def show(job_id: JobId, as_json: Json = False) -> None:
     """Everything about one job: what it asks for, where it runs, why it waits, how the loss falls."""
     with Client() as client:
+        if job_id.startswith(ARRAY_PREFIX):
+            _show_array(client.array(job_id), as_json=as_json)
+            return
         job = client.job(job_id)
         if as_json:
             write_json(job)
@@ -104,6 +123,22 @@ def show(job_id: JobId, as_json: Json = False) -> None:
                 line(row)
 
 
+def _show_array(array: ArrayView, *, as_json: bool) -> None:
+    if as_json:
+        write_json(array)
+        return
+    limit = f", at most {array.limit} at a time" if array.limit else ""
+    line(f"array     {array.id}  {array.count} jobs{limit}  (user {array.user})")
+    line(f"states    {_states(array.states)}")
+    line(f"times     submitted {local_time(array.submitted_at)}")
+    line(f"jobs      `ergon jobs --array {array.id}` lists them")
+
+
+def _states(states: Mapping[JobState, int]) -> str:
+    """Such as `2 running, 4 queued`, in the order of a job's life."""
+    return ", ".join(f"{states[state]} {state}" for state in JobState if states.get(state))
+
+
 def loss_curve(client: Client, job: JobView) -> list[str]:
     """The loss that rank 0 of the latest attempt reported, drawn in plain characters; nothing if it reported none."""
     points = client.metrics(job.id, name="loss", rank=0)
@@ -112,7 +147,11 @@ def loss_curve(client: Client, job: JobView) -> list[str]:
 
 def _describe(job: JobView) -> None:
     spec = job.spec
-    line(f"job       {job.id}  {spec.name}  (user {job.user}, queue {spec.queue}, priority {spec.priority})")
+    line(f"job       {job.id}  {spec.name}  (user {job.user}, queue {spec.queue}, priority {job.priority})")
+    if job.array:
+        line(f"array     {job.array.id}, number {job.array.index} of {job.array.count}")
+    if job.resubmitted_from:
+        line(f"again     a new run of {job.resubmitted_from}")
     line(f"state     {job.state}" + (f": {job.reason}" if job.reason else ""))
     times = [f"submitted {local_time(job.submitted_at)}"]
     if job.started_at:
@@ -208,13 +247,15 @@ def cancel(
     with Client() as client:
         for job_id in dict.fromkeys(job_ids):
             try:
-                job = client.cancel(job_id)
+                job = client.cancel_array(job_id) if job_id.startswith(ARRAY_PREFIX) else client.cancel(job_id)
             except ErgonError as error:
                 complain(f"{job_id}: {error}")
                 worst = max(worst, error.exit_code)
             else:
                 if as_json:
                     write_json(job)
+                elif isinstance(job, ArrayView):
+                    line(f"{job.id} {_states(job.states)}")
                 else:
                     done = job.state in FINAL_JOB_STATES
                     line(f"{job.id} {'cancelled' if done else 'is being stopped'}")

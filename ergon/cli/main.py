@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ergon.cli import accounts, agent, cluster, demo, doctor, jobs, nodes, submit, up
+from ergon.cli import accounts, agent, batch, cluster, control, demo, doctor, fetch, jobs, nodes, submit, up
 from ergon.cli.output import complain, line, note
 from ergon.errors import ErgonError
 from protocol.environment import unknown_variables
@@ -33,7 +33,13 @@ app.command("up")(up.up)
 app.command("demo")(demo.demo)
 # What follows the first word of the user's command belongs to that command.
 app.command("submit", context_settings={"allow_interspersed_args": False})(submit.submit)
+app.command("fetch")(fetch.fetch)
 app.command("jobs")(jobs.jobs)
+app.command("hold")(control.hold)
+app.command("release")(control.release)
+app.command("resubmit")(control.resubmit)
+app.command("priority")(control.priority)
+app.command("schema")(batch.print_schema)
 app.command("show")(jobs.show)
 app.command("logs")(jobs.logs)
 app.command("cancel")(jobs.cancel)

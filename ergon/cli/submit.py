@@ -2,16 +2,20 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
+from ergon.cli.batch import submit_batch, try_out
+from ergon.cli.jobfile import read_jobs
 from ergon.cli.jobs import print_logs, say_end
 from ergon.cli.output import Json, line, note, write_json
-from ergon.cli.units import parse_duration, parse_size
+from ergon.cli.units import parse_duration, parse_size, show_size
 from ergon.client import Client
 from ergon.errors import ErgonError
+from ergon.shipping import Shipment, pack_directory
 from protocol.jobs import JobSpec, JobView
 from protocol.states import JobState
 
@@ -28,7 +32,14 @@ OPTIONS = {
     "time_limit_s": "--time-limit",
     "expected_run_s": "--expect",
     "env": "--env",
+    "array": "--array",
+    "after": "--after",
+    "max_retries": "--max-retries",
     "recipe": "--recipe",
+    "code": "--dir",
+    "python": "--python",
+    "requirements": "--requirements",
+    "datasets": "--dataset",
     "command": "COMMAND",
 }
 """The option each field of the spec is given with."""
@@ -63,6 +74,35 @@ def submit(
     env: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Environment variable of every rank; may repeat.")
     ] = None,
+    directory: Annotated[
+        Path, typer.Option("--dir", metavar="DIR", help="Directory to ship; the current one by default.")
+    ] = Path(),
+    no_ship: Annotated[
+        bool, typer.Option("--no-ship", help="Ship nothing: the command finds all it needs on the node.")
+    ] = False,
+    python: Annotated[
+        str | None, typer.Option(metavar="PATH", help="What `python` means on the node; the agent's own by default.")
+    ] = None,
+    requirements: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Requirements file inside the shipped directory.")
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH|URL", help="Data that ranks find at $ERGON_DATASET_NAME; may repeat."),
+    ] = None,
+    array: Annotated[int | None, typer.Option(help="Submit it this many times, with ERGON_ARRAY_INDEX from 0.")] = None,
+    array_limit: Annotated[int | None, typer.Option(help="Of the array, how many may run at a time.")] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(metavar="JOB[:end]", help="Start once this job or array has succeeded, or ended; may repeat."),
+    ] = None,
+    max_retries: Annotated[int | None, typer.Option(help="Try again this often after a rank has failed.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="Submit the jobs of this YAML or TOML file, all or none.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Submit nothing; say what would be, and whether it would start now.")
+    ] = False,
     require_feasible: Annotated[
         bool, typer.Option("--require-feasible", help="Refuse the job if no present node could ever run it.")
     ] = False,
@@ -76,7 +116,7 @@ def submit(
     """
     if follow and as_json:
         raise ErgonError("--follow and --json do not go together; submit with --json, then `ergon logs -f`")
-    if (recipe is None) == (not command):
+    if file is None and (recipe is None) == (not command):
         raise ErgonError("give either a command, as in `ergon submit -- python train.py`, or --recipe NAME")
     if recipe is None and option:
         raise ErgonError("-o sets an option of a recipe; name it with --recipe")
@@ -95,10 +135,31 @@ def submit(
         "time_limit_s": time_limit,
         "expected_run_s": expect,
         "env": _pairs(env or [], "--env", "NAME=VALUE"),
+        "python": python,
+        "requirements": requirements,
+        "datasets": _pairs(dataset or [], "--dataset", "NAME=PATH or NAME=URL"),
+        "array": _array(array, array_limit),
+        "after": [_dependency(word) for word in after or []],
+        "max_retries": max_retries,
         "require_feasible": require_feasible,
     }
-    spec = _spec({field: value for field, value in fields.items() if value is not None})
+    given = {field: value for field, value in fields.items() if value not in (None, [], {}) and value is not False}
+    specs = [_spec(given)] if file is None else _jobs_of(file, given)
+    if follow and (len(specs) > 1 or specs[0].array or dry_run):
+        raise ErgonError("--follow shows one job as it runs; submit without it, then `ergon logs -f JOB`")
+    shipment = None if no_ship or all(spec.recipe or spec.code for spec in specs) else pack_directory(directory)
+    if shipment is not None:
+        specs = [spec if spec.recipe or spec.code else _shipped(spec, shipment) for spec in specs]
+    elif any(spec.requirements and not spec.code for spec in specs):
+        raise ErgonError("--requirements names a file of the shipped directory, and nothing is shipped")
     with Client() as client:
+        if shipment is not None and not dry_run and client.ship(shipment.archive, shipment.digest) and not as_json:
+            note(f"shipped {shipment.entries} files and folders, {show_size(len(shipment.archive))}")
+        if dry_run:
+            return try_out(client, specs, as_json=as_json)
+        if file is not None or specs[0].array:
+            return submit_batch(client, specs, wait=wait or follow, as_json=as_json)
+        (spec,) = specs
         return _run(client, spec, wait=wait, follow=follow, as_json=as_json)
 
 
@@ -125,6 +186,15 @@ def _run(client: Client, spec: JobSpec, *, wait: bool, follow: bool, as_json: bo
     return 0 if job.state is JobState.SUCCEEDED else 1
 
 
+def _shipped(spec: JobSpec, shipment: Shipment) -> JobSpec:
+    if spec.requirements is not None and spec.requirements not in shipment.files:
+        raise ErgonError(
+            f"--requirements {spec.requirements}: the shipped directory holds no such file; give its path below it, "
+            "and see that .gitignore does not leave it out"
+        )
+    return spec.model_copy(update={"code": shipment.digest})
+
+
 def first_words(job: JobView) -> str:
     """What the planner said when the job was submitted, in a sentence."""
     if job.verdict is None or job.verdict.outcome == "placed":
@@ -147,6 +217,29 @@ def _spec(fields: dict[str, object]) -> JobSpec:
             words = f"{option}{f' ({inner})' if inner else ''}: " if option else ""
             faults.append(words + fault["msg"].removeprefix("Value error, "))
         raise ErgonError("; ".join(faults)) from error
+
+
+def _jobs_of(file: Path, given: dict[str, object]) -> list[JobSpec]:
+    """The jobs of a file, which says everything about them itself."""
+    if given:
+        option = OPTIONS.get(next(iter(given)), "--require-feasible")
+        raise ErgonError(f"{option} and --file do not go together; write it into {file}")
+    return read_jobs(file)
+
+
+def _array(count: int | None, limit: int | None) -> dict[str, int | None] | None:
+    if count is None:
+        if limit is not None:
+            raise ErgonError("--array-limit goes with --array COUNT")
+        return None
+    return {"count": count, "limit": limit}
+
+
+def _dependency(word: str) -> dict[str, str]:
+    job, colon, on = word.partition(":")
+    if colon and on not in ("success", "end"):
+        raise ErgonError(f"--after {word}: write JOB, JOB:success or JOB:end")
+    return {"job": job, "on": on or "success"}
 
 
 def _recipe_options(words: list[str]) -> dict[str, bool | int | float | str]:

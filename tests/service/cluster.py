@@ -7,14 +7,14 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, func, select
 
-from protocol.jobs import AttemptView, JobSpec, JobView
+from protocol.jobs import ArrayView, AttemptView, JobSpec, JobView, Reason, VerdictView
 from protocol.nodes import DeviceReport, NodeReport
 from protocol.states import AttemptState, EndReason, Role
 from protocol.sync import MemberReport, RegisterRequest, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
 from scheduler.plan import MemberPlacement, Placement
 from scheduler.problem import WHOLE_DEVICE, Problem
-from service import auth, jobs, nodes, submission, sync
+from service import auth, control, jobs, nodes, submission, sync
 from service.auth import Person
 from service.cycle.commit import commit_gang
 from service.cycle.leadership import Leadership
@@ -23,6 +23,7 @@ from service.db import snapshot
 from service.models import metadata
 from service.settings import Settings
 from service.store import cycles as cycle_store
+from service.store import jobs as job_store
 
 
 @dataclass
@@ -109,6 +110,32 @@ class Cluster:
         with self.engine.begin() as tx:
             return jobs.cancel(tx, self.person(user), job_id, now=self.now)
 
+    def control(self, job_id: str, verb: str, user: str = "alice") -> JobView:
+        """`hold` or `release`."""
+        with self.engine.begin() as tx:
+            return {"hold": control.hold, "release": control.release}[verb](tx, self.person(user), job_id, now=self.now)
+
+    def cancel_array(self, array_id: str, user: str = "alice") -> ArrayView:
+        with self.engine.begin() as tx:
+            return control.cancel_array(tx, self.person(user), array_id, now=self.now)
+
+    def array_jobs(self, array_id: str) -> list[JobView]:
+        """The jobs of an array by number."""
+        root = self.person("root", Role.ADMIN)
+        with self.engine.begin() as tx:
+            page = jobs.list_page(
+                tx, root, user=None, states=(), queue=None, name=None, array_id=array_id, before=None, limit=500
+            )
+        return page.items[::-1]
+
+    def say_waiting(self, job_id: str, seen: Seen, message: str) -> None:
+        """Store a cycle's word on a job that it did not place."""
+        reason = Reason(code="nodes_busy", message=message)
+        said = VerdictView(outcome="waiting", reasons=[reason], cycle=1).model_dump(mode="json")
+        verdict = job_store.Verdict(job=job_id, seen=seen.versions[job_id], placed=False, said=said)
+        with self.engine.begin() as tx:
+            job_store.set_verdicts(tx, [verdict])
+
     def problem(self) -> tuple[Problem, Seen]:
         with snapshot(self.engine) as tx:
             return read_problem(tx, pue=self.settings.pue, now=self.now)
@@ -134,6 +161,10 @@ class Cluster:
         problem, seen = self.problem()
         self.commit(placement_on(problem, job_id, names), problem, seen)
         return self.job(job_id).attempts[-1]
+
+    def commit_on(self, job_id: str, problem: Problem, seen: Seen, *names: str) -> None:
+        """Commit a plan made from `problem` that puts the job on these nodes."""
+        self.commit(placement_on(problem, job_id, names), problem, seen)
 
     def commit(self, placement: Placement, problem: Problem, seen: Seen, *, term: int | None = None) -> None:
         """Commit one gang of a plan that was made from `problem`."""
