@@ -24,11 +24,13 @@ LARGEST_NAMED = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
-    """An archive that was written: its SHA-256 in hexadecimal, its size in bytes, and what was left out and why."""
+    """An archive that was written: its SHA-256 in hexadecimal, its size in bytes, the paths of its files, and what was
+    left out and why."""
 
     digest: str
     size: int
     entries: int
+    files: frozenset[str]
     skipped: tuple[str, ...]
 
 
@@ -77,8 +79,8 @@ class _Tally:
 def pack(folder: Path, target: BinaryIO, limits: Limits, *, ignored: Ignored, strict: bool) -> Packed:
     """Write `folder` to `target` as tar.gz: sorted, without times and owners.
 
-    Links that stay inside are kept as links, never followed. The folder may belong to somebody hostile: every file is
-    opened relative to its own folder and without following a link.
+    Links that stay inside are kept as links, never followed, and `folder` itself must be none. The folder may belong
+    to somebody hostile: every file is opened relative to its own folder and without following a link.
 
     Args:
         ignored: entries to leave out; of a folder that is left out nothing is looked at.
@@ -90,7 +92,7 @@ def pack(folder: Path, target: BinaryIO, limits: Limits, *, ignored: Ignored, st
         OSError: something cannot be read, or `target` not be written.
     """
     skipped: list[str] = []
-    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         tally = _Tally(limits=limits)
         entries: list[_Entry] = []
@@ -114,7 +116,11 @@ def pack(folder: Path, target: BinaryIO, limits: Limits, *, ignored: Ignored, st
     finally:
         os.close(root)
     return Packed(
-        digest=output.digest.hexdigest(), size=output.size, entries=len(entries), skipped=tuple(sorted(skipped))
+        digest=output.digest.hexdigest(),
+        size=output.size,
+        entries=len(entries),
+        files=frozenset(entry.path for entry in entries if entry.kind == "file"),
+        skipped=tuple(sorted(skipped)),
     )
 
 

@@ -190,7 +190,7 @@ def test_an_output_that_is_not_its_digest_leaves_nothing(
     ("fields", "says"),
     [
         ({"code": "0" * 64, "command": None, "recipe": {"name": "digits-mlp"}}, "go with a `command`"),
-        ({"requirements": "requirements.txt"}, "there is none"),
+        ({"requirements": "requirements.txt"}, "a file inside `code`"),
         ({"requirements": "../r.txt", "code": "0" * 64}, "plain path inside the code"),
         ({"requirements": "/r.txt", "code": "0" * 64}, "plain path inside the code"),
         ({"datasets": {"a": "/x", "A": "/y"}}, "differ only in capitals"),
