@@ -9,6 +9,7 @@ COPY scheduler scheduler
 COPY service service
 COPY workers workers
 COPY training training
+COPY archives archives
 COPY ergon ergon
 COPY migrations migrations
 RUN pip install --no-cache-dir --constraint constraints.txt '.[agent,train,service]'

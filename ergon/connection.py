@@ -39,6 +39,9 @@ LONGEST_RETRY_AFTER_S = 30.0
 """A service that asks for more than this is not waited for."""
 
 TIMEOUT = httpx.Timeout(20.0, connect=5.0)
+LONG = httpx.Timeout(60.0, connect=5.0)
+"""For archives: a store far away may take its time."""
+BLOCK_BYTES = 1 << 20
 STREAM_SILENCE_S = 60.0
 """A followed log carries a keep-alive line more often than this; a longer silence is a broken connection."""
 
@@ -107,6 +110,44 @@ class Connection:
         """
         return self._send(self._request(method, path, body), TRIES)
 
+    def exists(self, path: str) -> bool:
+        """Whether there is something.
+
+        Raises Unreachable, RequestRefused or UnexpectedAnswer.
+        """
+        try:
+            self._send(self._http.build_request("HEAD", path), TRIES)
+        except UnexpectedAnswer as error:
+            # An answer to HEAD has no body that could say why: what follows it will hear.
+            if error.status is not None and error.status < 500:
+                return False
+            raise
+        return True
+
+    def put(self, path: str, body: bytes) -> None:
+        """Store an archive. It may be repeated.
+
+        Raises Unreachable, RequestRefused or UnexpectedAnswer.
+        """
+        headers = {"Content-Type": "application/gzip"}
+        self._send(self._http.build_request("PUT", path, content=body, headers=headers, timeout=LONG), TRIES)
+
+    def blocks(self, path: str, query: Parameters) -> Iterator[bytes]:
+        """The body of an answer as it comes. Not repeated once it has begun.
+
+        Raises Unreachable also when it breaks off; RequestRefused or UnexpectedAnswer before its first block.
+        """
+        try:
+            with self._http.stream("GET", path, params=_present(query), timeout=LONG) as response:
+                if not response.is_success:
+                    response.read()
+                    if response.status_code in COME_BACK_LATER:
+                        raise Unreachable(self._busy(response))
+                    raise self._refusal(response)
+                yield from response.iter_bytes(BLOCK_BYTES)
+        except httpx.TransportError as error:
+            raise Unreachable(self._silent(error)) from error
+
     def lines(self, path: str, query: Parameters) -> Iterator[str]:
         """The lines of a streamed answer as they come, empty ones too. Not repeated: the caller knows where it was.
 
@@ -170,7 +211,8 @@ class Connection:
         status, body = response.status_code, _error_body(response)
         if body is None:
             return UnexpectedAnswer(
-                f"{response.request.url} answered {status}, and not as Ergon does; check the server's address"
+                f"{response.request.url} answered {status}, and not as Ergon does; check the server's address",
+                status=status,
             )
         if status >= 500:
             return UnexpectedAnswer(f"the service failed: {body.detail}")

@@ -24,9 +24,16 @@ class Unreachable(ErgonError):
 
 
 class UnexpectedAnswer(ErgonError):
-    """Something answered that does not speak Ergon's protocol, or the service itself went wrong."""
+    """Something answered that does not speak Ergon's protocol, or the service itself went wrong.
+
+    `status` is the HTTP status of an answer whose body is none of ours.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RequestRefused(ErgonError):

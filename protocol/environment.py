@@ -27,7 +27,7 @@ SERVICE_VARIABLES = {
     "ERGON_TICK_S": "Longest time between two planning cycles while jobs wait, in s.",
     "ERGON_STOP_GRACE_S": "From the polite signal to the final one when a job is stopped, in s.",
     "ERGON_MAX_ATTEMPTS": "Attempts a job gets in all when nodes are lost under it.",
-    "ERGON_STORE_URL": "Where code and outputs are kept: any fsspec URL; the folder `store` of the data folder by default.",
+    "ERGON_STORE_URL": "Where code and outputs are kept: any fsspec URL; `store` in the data folder by default.",
     "ERGON_POSTGRES_USER": "System user that runs the embedded PostgreSQL when Ergon is started by root.",
 }
 RANK_VARIABLES = {

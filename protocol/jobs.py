@@ -142,8 +142,6 @@ class JobSpec(Message):
         if self.recipe is not None and (self.code or self.python or self.requirements):
             raise ValueError("`code`, `python` and `requirements` go with a `command`; a recipe brings its own")
         if self.requirements is not None:
-            if self.code is None:
-                raise ValueError("`requirements` names a file inside `code`, and there is none")
             parts = self.requirements.split("/")
             if any(part in ("", ".", "..") for part in parts):
                 raise ValueError("`requirements` must be a plain path inside the code, such as `requirements.txt`")

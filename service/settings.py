@@ -45,6 +45,7 @@ class Settings(BaseModel):
     tick_s: float = Field(default=10.0, ge=0.1, le=3_600.0)
     stop_grace_s: float = Field(default=10.0, ge=0.0, le=3_600.0)
     max_attempts: int = Field(default=5, ge=1, le=1_000)
+    store_url: str | None = None
     postgres_user: str | None = None
 
     @field_validator("database_url")

@@ -240,6 +240,11 @@ def _check_code(tx: Connection, owner_id: str, specs: Sequence[JobSpec], *, pref
         for spec, prefix in zip(specs, prefixes, strict=True)
         if spec.code in missing
     ]
+    errors += [
+        FieldError(field=f"{prefix}requirements", message="it names a file inside `code`, and there is none")
+        for spec, prefix in zip(specs, prefixes, strict=True)
+        if spec.requirements and not spec.code
+    ]
     if errors:
         raise Invalid(errors[0].message, errors=errors[:SHOWN_FAULTS])
 

@@ -119,7 +119,11 @@ def _agent(options: argparse.Namespace) -> Agent:
         interface=options.interface,
     )
     return Agent(
-        settings=settings, exchange=Exchange(options.server, token, trust=trust), journal=journal, report=report
+        settings=settings,
+        exchange=Exchange(options.server, token, trust=trust),
+        credentials={"server": options.server, "token": token, "ca": str(options.ca) if options.ca else None},
+        journal=journal,
+        report=report,
     )
 
 

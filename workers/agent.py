@@ -25,10 +25,12 @@ from workers.journal import Journal
 from workers.launch import launch_record
 from workers.logs import Shipper
 from workers.meter import CpuClock, Meter, Rapl, Reading
+from workers.outputs import Outputs
 from workers.reconcile import (
     Action,
     ChooseRendezvous,
     ClearUnknown,
+    Exit,
     ForgetRun,
     KillSupervisor,
     Lease,
@@ -44,6 +46,7 @@ from workers.reconcile import (
 )
 from workers.rendezvous import LOOPBACK, NoFreePort, choose_port, interface_of, join_address
 from workers.runs import Runs, sweep
+from workers.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,8 @@ FAREWELL_S = 5.0
 """How long an agent that stopped everything tries to say so before it leaves anyway."""
 MAX_READINGS = 10_000
 MAX_CLEARED = 10_000
+MAX_MESSAGE = 2_000
+"""Characters of a report's message, as `protocol.sync` has it."""
 
 
 def now_s() -> float:
@@ -73,9 +78,19 @@ class Settings:
 class Agent:
     """One node's agent, from registration to exit."""
 
-    def __init__(self, *, settings: Settings, exchange: Exchange, journal: Journal, report: NodeReport) -> None:
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        exchange: Exchange,
+        credentials: Mapping[str, str | None],
+        journal: Journal,
+        report: NodeReport,
+    ) -> None:
+        """`credentials` are what `Transfer` needs, here and in the preparation of attempts."""
         self._settings = settings
         self._exchange = exchange
+        self._credentials = credentials
         self._journal = journal
         self._report = report
         self._chance = random.Random()
@@ -83,6 +98,7 @@ class Agent:
         self._bell = os.open(journal.bell, os.O_RDWR | os.O_NONBLOCK)
         self._runs = Runs(journal, report.boot_id)
         self._shipper = Shipper()
+        self._outputs = Outputs(Transfer(credentials), self._ring, self._chance)
         self._meter = Meter(
             every_s=settings.sample_s,
             gpus=[device.id for device in report.devices if device.kind != "cpu"],
@@ -120,6 +136,7 @@ class Agent:
         self._lease_s = registration.lease_s
         self._doorbell = Doorbell(self._exchange, self._incarnation, self._ring, self._chance)
         self._doorbell.start()
+        self._outputs.start()
         sys.stdout.write(json.dumps({"ready": "agent", "node": registration.node}) + "\n")
         sys.stdout.flush()
         while True:
@@ -199,10 +216,17 @@ class Agent:
 
     def _look(self) -> dict[str, Run]:
         """Every run; whether an ended one is shipped is looked up, of others it does not matter yet."""
-        return {
-            attempt: replace(run, shipped=run.exit is not None and self._shipper.is_shipped(attempt))
-            for attempt, run in self._runs.refresh().items()
-        }
+        runs = self._runs.refresh()
+        return {attempt: run if run.exit is None else self._look_back(run, run.exit) for attempt, run in runs.items()}
+
+    def _look_back(self, run: Run, end: Exit) -> Run:
+        """A run that has ended: shipped once the service has its log and its output."""
+        self._outputs.collect(run.attempt, self._runs.member(run.attempt), self._runs.folder(run.attempt))
+        note = self._outputs.note(run.attempt)
+        if note is None or not self._shipper.is_shipped(run.attempt):
+            return run
+        message = "; ".join(part for part in (end.message, note) if part)[:MAX_MESSAGE]
+        return replace(run, shipped=True, exit=replace(end, message=message))
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -217,6 +241,7 @@ class Agent:
             case ForgetRun(attempt=attempt):
                 self._meter.clock.close(attempt, self._runs.cpu_totals()[attempt])
                 self._shipper.drop(attempt)
+                self._outputs.drop(attempt)
                 self._runs.forget(attempt)
                 self._clear(attempt, "the node ran it and has forgotten it since")
             case ClearUnknown(attempt=attempt):
@@ -238,7 +263,7 @@ class Agent:
                 rendezvous=rendezvous,
                 environment=os.environ,
             )
-            self._runs.start(attempt, launch)
+            self._runs.start(attempt, launch, self._credentials)
         except (OSError, NoFreePort) as error:
             log.error("cannot start attempt %s: %s", attempt, error)
             self._clear(attempt, f"the node could not start it: {error}")

@@ -76,7 +76,7 @@ class Exchange:
             base_url=server,
             headers={"Authorization": f"Bearer {token}"},
             timeout=CALL_TIMEOUT_S,
-            trust_env=not _is_loopback(server),  # no proxy stands between a machine and itself
+            trust_env=not is_loopback(server),  # no proxy stands between a machine and itself
             verify=trust or True,
         )
 
@@ -182,7 +182,7 @@ class Doorbell(threading.Thread):
                 return version
 
 
-def _is_loopback(server: str) -> bool:
+def is_loopback(server: str) -> bool:
     host = urlsplit(server).hostname or ""
     try:
         return ip_address(host).is_loopback

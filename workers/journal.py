@@ -64,7 +64,7 @@ class Journal:
         return self.attempts_folder / attempt
 
     def create(self, attempt: str, launch: dict) -> None:
-        """Make the launch record durable, together with the working folder of the ranks.
+        """Make the launch record durable, together with the folders of the ranks.
 
         Raises:
             StartedBefore: there is one already; nothing was changed.
@@ -76,7 +76,8 @@ class Journal:
         draft = folder.with_name(f".{attempt}.draft")
         try:
             draft.mkdir(mode=0o700)
-            (draft / "work").mkdir(mode=0o700)
+            for name in ("work", "output"):
+                (draft / name).mkdir(mode=0o700)
             files.write_record(str(draft / "launch.json"), launch, durable=False)
             draft.rename(folder)
             # In one go at the end: the first makes most file systems write all three, and the others find it done.

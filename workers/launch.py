@@ -18,6 +18,10 @@ KEPT_NAMES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH
 KEPT_PREFIXES = ("LC_", "GLOO_", "NCCL_", "SSL_CERT_")
 
 
+PYTHONS = frozenset({"python", "python3"})
+"""First words of a command that mean the job's interpreter, not one that happens to be on the node's PATH."""
+
+
 def kept_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What of the agent's own environment the ranks get to see: no token, no setting of ours."""
     return {name: value for name, value in environment.items() if name in KEPT_NAMES or name.startswith(KEPT_PREFIXES)}
@@ -45,7 +49,9 @@ def launch_record(
         "attempt": assignment.attempt,
         "epoch": assignment.epoch,
         "argv": command_line(assignment, python),
-        "env": gang_environment(assignment, interface=interface, rendezvous=rendezvous, environment=environment),
+        "prepare": preparation(assignment, folder=folder, python=python, environment=environment),
+        "env": gang_environment(assignment, interface=interface, rendezvous=rendezvous, environment=environment)
+        | {"ERGON_OUTPUT": str(folder / "output")},
         "ranks": [rank_record(assignment, local_rank, folder) for local_rank in range(assignment.ranks)],
         "time_limit_s": assignment.time_limit_s,
         "stop_grace_s": assignment.stop_grace_s,
@@ -58,7 +64,29 @@ def command_line(assignment: Assignment, python: str) -> list[str]:
     if assignment.recipe is not None:
         return [python, "-P", "-m", "training", *recipe_arguments(assignment.recipe)]
     assert assignment.command, "the service grants no job without a program"
+    if assignment.command[0] in PYTHONS:
+        return [assignment.python or python, *assignment.command[1:]]
     return assignment.command
+
+
+def preparation(assignment: Assignment, *, folder: Path, python: str, environment: Mapping[str, str]) -> dict | None:
+    """What `prepare.py` is told; None for an attempt that needs nothing and starts faster without."""
+    if not (assignment.code or assignment.requirements or assignment.datasets):
+        return None
+    own = {
+        name: value
+        for name, value in environment.items()
+        if name.startswith("PIP_") or name.lower() in ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+    }
+    return {
+        "argv": [python, "-P", "-m", "workers.prepare", str(folder)],
+        "env": kept_environment(environment) | own | {"ERGON_ATTEMPT": assignment.attempt},
+        "code": assignment.code,
+        "python": assignment.python,
+        "requirements": assignment.requirements,
+        "datasets": assignment.datasets,
+        "is_python": assignment.recipe is None and (assignment.command or [""])[0] in PYTHONS,
+    }
 
 
 def recipe_arguments(recipe: Recipe) -> list[str]:

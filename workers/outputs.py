@@ -74,6 +74,9 @@ class Outputs(threading.Thread):
                 (leaving.folder / "output.tar.gz").unlink(missing_ok=True)
             except OSError as error:  # the disk is full, or the run was forgotten meanwhile
                 note = f"its output was not stored: {error.strerror or error}"
+            except Exception:  # a bug of ours must not keep every later run from ending
+                log.exception("cannot store the output of attempt %s", leaving.attempt)
+                note = "its output was not stored, which is a bug of Ergon; the log of the agent has more"
             if leaving.attempt in self._known:
                 self._notes[leaving.attempt] = note
                 if note:

@@ -5,12 +5,14 @@ so that another process that gets the number is never taken for it.
 """
 
 import contextlib
+import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,6 +76,10 @@ class Runs:
         """The numbers of the ranks this node runs of the attempt."""
         return [rank["rank"] for rank in self._held[attempt].launch["ranks"]]
 
+    def member(self, attempt: str) -> int:
+        """This node's number in the gang."""
+        return int(self._held[attempt].launch["env"]["GROUP_RANK"])
+
     def cpu_totals(self) -> dict[str, float]:
         """CPU time in s that all processes of each attempt used since its start."""
         table = procfs.read_processes() if any(held.exit is None for held in self._held.values()) else {}
@@ -83,8 +89,12 @@ class Runs:
         """Rendezvous ports of runs that are not over: their rank 0 may not listen yet."""
         return {int(held.launch["env"]["MASTER_PORT"]) for held in self._held.values() if held.exit is None}
 
-    def start(self, attempt: str, launch: dict) -> None:
+    def start(self, attempt: str, launch: dict, credentials: Mapping[str, str | None] | None = None) -> None:
         """Write the launch record, then start the supervisor. Never twice for one attempt.
+
+        Args:
+            credentials: how to reach the service, for the preparation of an attempt that needs one. Nobody else gets
+                to see them.
 
         Raises:
             workers.journal.StartedBefore: it has a launch record.
@@ -100,7 +110,7 @@ class Runs:
             try:
                 held.child = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", SUPERVISOR, str(folder)],
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if launch.get("prepare") else subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     cwd="/",
@@ -109,6 +119,9 @@ class Runs:
                 )
             except OSError as error:
                 output.write(f"cannot start a process: {error.strerror}\n")  # a lost run, to be settled
+        if held.child is not None and held.child.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), held.child.stdin as pipe:
+                pipe.write(json.dumps(dict(credentials or {})).encode())
         log.info("started attempt %s: %s", attempt, launch["argv"][0])
 
     def stop(self, attempt: str, stop: Stop, message: str) -> None:

@@ -12,6 +12,7 @@ from protocol.base import Name
 from service import auth
 from service.api.hub import Hub
 from service.auth import Person
+from service.blobs import Blobs
 from service.ids import NewId
 from service.settings import Settings
 
@@ -55,6 +56,11 @@ def join_token(authorization: Authorization = None) -> bytes:
     return auth.hash_token(auth.bearer(authorization))
 
 
+def blobs(request: Request) -> Blobs:
+    return request.app.state.blobs
+
+
+BlobsDep = Annotated[Blobs, Depends(blobs)]
 PersonDep = Annotated[Person, Depends(person)]
 AdminDep = Annotated[Person, Depends(admin)]
 NodeDep = Annotated[Name, Depends(node)]

@@ -1,16 +1,23 @@
 """What a request may not exceed before anything looks at it."""
 
+import re
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from archives.limits import CODE, OUTPUT
 from service.api.errors import problem
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
-TOO_LONG = f"the body may be {MAX_BODY_BYTES} bytes long at most"
+UPLOADS = (
+    (re.compile(r"/v1/archives/[^/]+"), CODE.packed_bytes),
+    (re.compile(r"/v1/agent/attempts/[^/]+/outputs/[^/]+"), OUTPUT.packed_bytes),
+)
+"""Paths whose PUT takes a longer body, which is streamed."""
 
 
 class KnownHosts:
@@ -41,9 +48,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        most = _most_bytes(scope)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > MAX_BODY_BYTES:
-            await _too_long(scope, receive, send)
+        if not declared.isdigit() or int(declared) > most:
+            await _too_long(most)(scope, receive, send)
             return
         received = 0
 
@@ -51,15 +59,27 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MAX_BODY_BYTES:
-                raise HTTPException(413, TOO_LONG)  # the one kind of exception that passes whoever reads the body
+            if received > most:
+                raise HTTPException(413, _words(most))  # the one kind of exception that passes whoever reads the body
             return message
 
         await self._app(scope, counted, send)
 
 
-async def _too_long(scope: Scope, receive: Receive, send: Send) -> None:
-    await problem(413, "http-413", "The request is too long", TOO_LONG)(scope, receive, send)
+def _most_bytes(scope: Scope) -> int:
+    if scope["method"] == "PUT":
+        for path, most in UPLOADS:
+            if path.fullmatch(scope["path"]):
+                return most
+    return MAX_BODY_BYTES
+
+
+def _too_long(most: int) -> Response:
+    return problem(413, "http-413", "The request is too long", _words(most))
+
+
+def _words(most: int) -> str:
+    return f"the body may be {most} bytes long at most"
 
 
 def _host(scope: Scope) -> str | None:

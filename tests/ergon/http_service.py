@@ -29,6 +29,8 @@ class HttpService:
     url: str = ""
     answers: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
+    archives: dict[str, bytes] = field(default_factory=dict)
+    """Code that was shipped, by digest."""
     hold: threading.Event | None = None
     """If set, a followed log is sent and then not ended before this event."""
 
@@ -50,6 +52,9 @@ def http_service() -> Iterator[HttpService]:
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             parts = urlsplit(self.path)
+            if parts.path.startswith("/v1/archives/"):
+                self.take_archive(parts.path.rpartition("/")[2])
+                return
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
             service.asked.append(
                 Asked(
@@ -69,7 +74,14 @@ def http_service() -> Iterator[HttpService]:
                 self.wfile.flush()
                 service.hold.wait()
 
-        do_GET = do_POST = answer
+        def take_archive(self, digest: str) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.command == "PUT":
+                service.archives[digest] = body
+            self.send_response(204 if digest in service.archives else 404)
+            self.end_headers()
+
+        do_HEAD = do_PUT = do_GET = do_POST = answer
 
         def log_message(self, format: str, *args: object) -> None:
             return

@@ -35,6 +35,8 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("ERGON_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "code").mkdir()
+    monkeypatch.chdir(tmp_path / "code")
 
 
 @pytest.fixture

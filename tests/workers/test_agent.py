@@ -194,7 +194,7 @@ def test_a_launch_record_without_a_start_never_starts(service, agent, tmp_path):
         "boot_id": boot_id(),
         "epoch": 1,
         "argv": ["sh", "-c", f"echo start >> {tmp_path}/starts"],
-        "env": {"MASTER_PORT": "20000"},
+        "env": {"MASTER_PORT": "20000", "GROUP_RANK": "0"},
         "ranks": [{"rank": 0, "env": {}}],
         "stop_grace_s": 1,
     }

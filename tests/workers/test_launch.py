@@ -47,6 +47,7 @@ def test_the_variables_of_a_gang_are_those_of_torchrun():
         "ERGON_ATTEMPT": "a1",
         "ERGON_EPOCH": "4",
         "ERGON_PROGRESS": "/state/attempts/a1/rank-2.progress",
+        "ERGON_OUTPUT": "/state/attempts/a1/output",
         "LR": "0.1",
     }
     assert {name for name in first if first[name] != second[name]} == {
@@ -143,7 +144,34 @@ def test_a_recipe_becomes_a_module_call():
 
 
 def test_a_command_stays_as_it_is():
-    assert record(assignment(command=["python", "-c", "print($HOME)"]))["argv"] == ["python", "-c", "print($HOME)"]
+    assert record(assignment(command=["train", "-c", "print($HOME)"]))["argv"] == ["train", "-c", "print($HOME)"]
+
+
+@pytest.mark.parametrize("word", ["python", "python3"])
+def test_python_is_the_one_the_job_names_or_the_agents_own(word):
+    assert record(assignment(command=[word, "x.py"]))["argv"] == ["/py", "x.py"]
+    assert record(assignment(command=[word, "x.py"], python="/opt/py"))["argv"] == ["/opt/py", "x.py"]
+    assert record(assignment(command=["./python", "x.py"], python="/opt/py"))["argv"] == ["./python", "x.py"]
+
+
+def test_only_an_attempt_that_needs_something_is_prepared():
+    assert record(assignment(python="/opt/py"))["prepare"] is None
+    own = {"PATH": "/bin", "PIP_INDEX_URL": "http://index", "HTTPS_PROXY": "http://proxy", "ERGON_TOKEN": "secret"}
+    needs = record(assignment(code="0" * 64, command=["python", "x.py"], datasets={"d": "/d"}), own)["prepare"]
+    assert needs == {
+        "argv": ["/py", "-P", "-m", "workers.prepare", "/state/attempts/a1"],
+        "env": {
+            "PATH": "/bin",
+            "PIP_INDEX_URL": "http://index",
+            "HTTPS_PROXY": "http://proxy",
+            "ERGON_ATTEMPT": "a1",
+        },
+        "code": "0" * 64,
+        "python": None,
+        "requirements": None,
+        "datasets": {"d": "/d"},
+        "is_python": True,
+    }
 
 
 def test_an_ipv6_rendezvous_loses_its_brackets():
