@@ -1,16 +1,18 @@
 """The solver in a process of its own: warm, because importing it takes longer than most solves, and apart, so that a
 solver that hangs, dies or eats memory costs one child and nothing else.
 
-Parent and child exchange frames over pipes: eight bytes of length, then the codec's bytes.
+Parent and child exchange frames over pipes: eight bytes of length, then the budget or the codec's bytes.
 """
 
 import contextlib
+import json
 import logging
 import os
-import selectors
 import struct
 import subprocess
 import sys
+import threading
+from dataclasses import asdict
 from typing import IO
 
 from scheduler import codec
@@ -36,6 +38,7 @@ class SolverProcess:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._warm = False
 
     def start(self) -> None:
         """Start the child and let it warm up in the background."""
@@ -46,6 +49,7 @@ class SolverProcess:
             cwd="/",
             start_new_session=True,
         )
+        self._warm = False
 
     def stop(self) -> None:
         if self._child:
@@ -70,22 +74,21 @@ class SolverProcess:
         assert self._child
         assert self._child.stdin
         assert self._child.stdout
-        deadline_s = budget.watchdog_s + GRACE_S + START_S
+        # A child that hangs may stop reading as well as answering: only its end surely frees whoever waits for it.
+        limit_s = budget.watchdog_s + GRACE_S + (0.0 if self._warm else START_S)
+        watchdog = threading.Timer(limit_s, self._child.kill)
+        watchdog.start()
         try:
+            _write(self._child.stdin, json.dumps(asdict(budget)).encode())
             _write(self._child.stdin, codec.encode_problem(problem))
-            if answer := _read_within(self._child.stdout, deadline_s):
+            if answer := _read(self._child.stdout):
+                self._warm = True
                 return codec.decode_plan(answer)
         except (OSError, ValueError) as error:
             raise SolverFailed(str(error)) from error
-        raise SolverFailed("the child ended")
-
-
-def _read_within(pipe: IO[bytes], timeout_s: float) -> bytes | None:
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        if not selector.select(timeout_s):
-            raise SolverFailed(f"no answer within {timeout_s:g} s")
-    return _read(pipe)
+        finally:
+            watchdog.cancel()
+        raise SolverFailed(f"the child ended, by itself or because it took longer than {limit_s:g} s")
 
 
 def _write(pipe: IO[bytes], frame: bytes) -> None:
@@ -105,8 +108,8 @@ def serve() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get between the frames
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        while frame := _read(requests):
-            _write(answers, codec.encode_plan(solve(codec.decode_problem(frame))))
+        while (budget := _read(requests)) and (problem := _read(requests)):
+            _write(answers, codec.encode_plan(solve(codec.decode_problem(problem), Budget(**json.loads(budget)))))
 
 
 if __name__ == "__main__":
