@@ -81,7 +81,7 @@ def http_service() -> Iterator[HttpService]:
             self.send_response(204 if digest in service.archives else 404)
             self.end_headers()
 
-        do_HEAD = do_PUT = do_GET = do_POST = answer
+        do_HEAD = do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
         def log_message(self, format: str, *args: object) -> None:
             return
