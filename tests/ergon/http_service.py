@@ -49,7 +49,7 @@ def http_service() -> Iterator[HttpService]:
     """A server on a free port of the loopback."""
     service = HttpService()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Call(BaseHTTPRequestHandler):
         def answer(self) -> None:
             parts = urlsplit(self.path)
             if parts.path.startswith("/v1/archives/"):
@@ -86,7 +86,7 @@ def http_service() -> Iterator[HttpService]:
         def log_message(self, format: str, *args: object) -> None:
             return
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Call) as server:
         service.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

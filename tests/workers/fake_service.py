@@ -39,7 +39,7 @@ class FakeService:
         self.closing = False
         service = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Call(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
@@ -56,7 +56,7 @@ class FakeService:
             def handle_error(self, _request, _address):
                 pass  # a client that was killed, or an answer dropped on purpose
 
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", 0), Call)
         self.address = f"http://127.0.0.1:{self.server.server_port}"
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
         self.thread.start()
@@ -120,26 +120,26 @@ class FakeService:
 
     # -- what the agent gets
 
-    def _handle(self, handler, body):
+    def _handle(self, call, body):
         with self.changed:
-            status, answer = self._refusal(handler.headers)
-            if answer is None and handler.path == "/v1/agent/register":
+            status, answer = self._refusal(call.headers)
+            if answer is None and call.path == "/v1/agent/register":
                 answer = self._register(RegisterRequest.model_validate_json(body))
             elif answer is None:
                 status, answer = self._sync(SyncRequest.model_validate_json(body))
             drop = self.drop_answers > 0 and status == 200
             self.drop_answers -= drop
         if drop:
-            handler.close_connection = True
+            call.close_connection = True
             return
         data = answer.model_dump_json().encode()
-        handler.send_response(status)
-        handler.send_header("Content-Type", "application/json" if status == 200 else PROBLEM_MEDIA_TYPE)
-        handler.send_header("Content-Length", str(len(data)))
+        call.send_response(status)
+        call.send_header("Content-Type", "application/json" if status == 200 else PROBLEM_MEDIA_TYPE)
+        call.send_header("Content-Length", str(len(data)))
         if status == 503:
-            handler.send_header("Retry-After", "0")
-        handler.end_headers()
-        handler.wfile.write(data)
+            call.send_header("Retry-After", "0")
+        call.end_headers()
+        call.wfile.write(data)
 
     def _refusal(self, headers):
         if self.refusals:
