@@ -17,11 +17,11 @@ from protocol.jobs import OutputView
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shipment:
-    """A directory, packed: the SHA-256 of the archive, the archive, how many entries it has, the paths of its files."""
+    """A directory, packed: the SHA-256 of the archive, the archive, the directory, the paths of its files."""
 
     digest: str
     archive: bytes
-    entries: int
+    folder: Path
     files: frozenset[str]
 
 
@@ -42,7 +42,7 @@ def pack_directory(folder: Path) -> Shipment:
         ) from error
     except OSError as error:
         raise ErgonError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-    return Shipment(digest=packed.digest, archive=target.getvalue(), entries=packed.entries, files=packed.files)
+    return Shipment(digest=packed.digest, archive=target.getvalue(), folder=folder, files=packed.files)
 
 
 def fetch_output(client: Client, job_id: str, output: OutputView, folder: Path, *, overwrite: bool) -> list[str]:

@@ -154,7 +154,7 @@ def submit(
         raise ErgonError("--requirements names a file of the shipped directory, and nothing is shipped")
     with Client() as client:
         if shipment is not None and not dry_run and client.ship(shipment.archive, shipment.digest) and not as_json:
-            note(f"shipped {shipment.entries} files and folders, {show_size(len(shipment.archive))}")
+            note(f"shipped {shipment.folder}: {len(shipment.files)} files, {show_size(len(shipment.archive))}")
         if dry_run:
             return try_out(client, specs, as_json=as_json)
         if file is not None or specs[0].array:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,7 +64,9 @@ def test_submit_turns_every_option_into_the_spec(service: HttpService, capsys: C
     service.answer("POST /v1/jobs", a_job(verdict=NO_DEVICE), status=201)
     words = "submit --name big --nodes 2 --devices-per-node 4 --kind h100 --kind h200 --ranks-per-node 8 --cores 1.5"
     words += " --memory 4GiB --queue team --priority 5 --time-limit 2h --expect 15m --env A=1 --env B=x=y"
-    words += " --require-feasible -- python train.py --nodes 9 -o x"
+    words += " --require-feasible --python /opt/py --requirements r.txt --dataset d=/data"
+    words += " -- python train.py --nodes 9 -o x"
+    Path("r.txt").write_text("numpy\n")
     assert main(words.split()) == 0
     assert submitted(service) == JobSpec(
         name="big",
@@ -80,16 +83,20 @@ def test_submit_turns_every_option_into_the_spec(service: HttpService, capsys: C
         expected_run_s=900,
         env={"A": "1", "B": "x=y"},
         require_feasible=True,
+        code=next(iter(service.archives)),
+        python="/opt/py",
+        requirements="r.txt",
+        datasets={"d": "/data"},
     )
     assert service.asked[0].headers["Authorization"] == "Bearer secret"
     out, err = capsys.readouterr()
     assert out == "j1\n"
-    assert err == "waiting: all 4 devices are held\n"
+    assert re.fullmatch(r"shipped .*/code: 1 files, [0-9]+B\nwaiting: all 4 devices are held\n", err)
 
 
 def test_the_command_needs_no_dashes_and_keeps_its_own_options(service: HttpService) -> None:
     service.answer("POST /v1/jobs", a_job())
-    assert main(["submit", "--nodes", "2", "python", "train.py", "--name", "mine"]) == 0
+    assert main(["submit", "--no-ship", "--nodes", "2", "python", "train.py", "--name", "mine"]) == 0
     assert submitted(service) == JobSpec(command=["python", "train.py", "--name", "mine"], nodes=2)
 
 
@@ -162,7 +169,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_nothing_is_sent(
 
 def test_an_impossible_job_is_accepted_and_says_why(service: HttpService, capsys: Captured) -> None:
     service.answer("POST /v1/jobs", a_job(verdict=TOO_LARGE))
-    assert main(["submit", "--nodes", "64", "--", "x"]) == 0
+    assert main(["submit", "--no-ship", "--nodes", "64", "--", "x"]) == 0
     out, err = capsys.readouterr()
     assert out == "j1\n"
     assert err == "no present node could run it, so it waits for one that can: 64 nodes asked for, 2 there\n"
@@ -170,7 +177,7 @@ def test_an_impossible_job_is_accepted_and_says_why(service: HttpService, capsys
 
 def test_an_impossible_job_that_must_be_feasible_is_refused(service: HttpService, capsys: Captured) -> None:
     service.refuse("POST /v1/jobs", 422, "impossible", "64 nodes asked for, 2 there")
-    assert main(["submit", "--require-feasible", "--nodes", "64", "--", "x"]) == 2
+    assert main(["submit", "--no-ship", "--require-feasible", "--nodes", "64", "--", "x"]) == 2
     assert one_error_line(capsys) == "ergon: 64 nodes asked for, 2 there\n"
 
 
@@ -223,6 +230,7 @@ def test_jobs_passes_its_filters_on(service: HttpService) -> None:
         "state": ["queued", "running"],
         "user": ["bob"],
         "queue": ["team"],
+        "folded": ["true"],
         "limit": ["20"],
     }
 

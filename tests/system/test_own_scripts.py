@@ -92,7 +92,7 @@ def test_a_directory_runs_on_two_nodes_and_its_output_comes_back(ergon, carol: C
     job = newest(carol)
     assert status == 0, err + words_of(carol, job)
     assert out.split()[0] == job.id
-    assert "shipped 3 files" in err
+    assert ": 3 files, " in err
     assert sorted(words_of(carol, job).split("\n")[:2]) == ["data 42 rank 0 False", "data 42 rank 1 False"]
     assert "leak is a link that leads out" in (job.attempts[-1].members[0].message or "")
 
