@@ -9,9 +9,9 @@ import migrations
 from service.db import connect
 
 
-def upgrade(url: str) -> None:
-    """Apply every revision that is missing. Safe to call from several processes at once."""
-    command.upgrade(_config(url), "head")
+def upgrade(url: str, revision: str = "head") -> None:
+    """Apply every revision that is missing, up to `revision`. Safe to call from several processes at once."""
+    command.upgrade(_config(url), revision)
 
 
 def is_current(url: str) -> bool:

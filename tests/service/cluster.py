@@ -14,7 +14,7 @@ from protocol.sync import MemberReport, RegisterRequest, SyncRequest, SyncRespon
 from protocol.version import PROTOCOL_VERSION
 from scheduler.plan import MemberPlacement, Placement
 from scheduler.problem import WHOLE_DEVICE, Problem
-from service import auth, control, jobs, nodes, submission, sync
+from service import attempts, auth, control, jobs, nodes, submission, sync
 from service.auth import Person
 from service.cycle.commit import commit_gang
 from service.cycle.leadership import Leadership
@@ -124,7 +124,7 @@ class Cluster:
         root = self.person("root", Role.ADMIN)
         with self.engine.begin() as tx:
             page = jobs.list_page(
-                tx, root, user=None, states=(), queue=None, name=None, array_id=array_id, before=None, limit=500
+                tx, root, user=None, states=(), queue=None, name=None, array_id=array_id, before=None, limit=10_000
             )
         return page.items[::-1]
 
@@ -190,6 +190,13 @@ class Cluster:
     ) -> SyncResponse:
         """The node's member has ended, and nothing of it is left."""
         return self.tell(node, attempt, AttemptState.ENDED, reason=reason, exit_code=exit_code, clean=True)
+
+    def end_directly(self, attempt: AttemptView) -> None:
+        """All members of the attempt have ended well: each tells in a transaction of its own."""
+        for member in attempt.members:
+            report = member_report(attempt, AttemptState.ENDED, reason=EndReason.COMPLETED, exit_code=0, clean=True)
+            with self.engine.begin() as tx:
+                attempts.take_report(tx, member.node, report, max_attempts=self.settings.max_attempts, now=self.now)
 
     def held_devices(self) -> set[str]:
         """Devices that no new job may have."""

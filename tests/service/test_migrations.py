@@ -82,3 +82,24 @@ def test_processes_that_migrate_at_once_do_not_get_in_each_others_way(empty_url:
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[0] for process in processes] == ['{"ready": "migrate"}\n'] * 3
     assert shape(empty_url) == shape(database_url)
+
+
+def test_job_control_keeps_the_jobs_and_answers_that_are_there(empty_url: str) -> None:
+    """From revision 0001 to 0002, with a job on its third attempt and the answer to its submission."""
+    migrate.upgrade(empty_url, "0001")
+    engine = connect(empty_url, pool_size=1)
+    with engine.begin() as tx:
+        tx.execute(text("INSERT INTO users VALUES ('u', 'alice', 'user', now())"))
+        tx.execute(
+            text(
+                "INSERT INTO jobs (id, user_id, name, queue, priority, spec, state, epoch, version, cancel_requested, "
+                "submitted_at) VALUES ('j', 'u', 'n', 'q', 0, '{}', 'queued', 3, 7, false, now())"
+            )
+        )
+        tx.execute(text("INSERT INTO idempotency VALUES ('u', 'k', 'hash', 'j', now())"))
+    migrate.upgrade(empty_url, "0002")
+    with engine.connect() as tx:
+        job = tx.execute(text("SELECT hold, losses, faults, version FROM jobs")).one()
+        assert tuple(job) == (False, 2, 0, 7)
+        assert tx.execute(text("SELECT ids FROM idempotency")).scalar_one() == ["j"]
+    engine.dispose()

@@ -177,3 +177,10 @@ def test_only_an_attempt_that_needs_something_is_prepared():
 def test_an_ipv6_rendezvous_loses_its_brackets():
     environment = record(assignment(members=2), rendezvous="[fd00::1]:20001")["env"]
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("fd00::1", "20001")
+
+
+def test_a_job_of_an_array_gets_its_number_and_cannot_pretend_another():
+    (first,) = rank_environments(record(assignment(array_index=0, env={"ERGON_ARRAY_INDEX": "7"})))
+    assert first["ERGON_ARRAY_INDEX"] == "0"
+    (alone,) = rank_environments(record(assignment()))
+    assert "ERGON_ARRAY_INDEX" not in alone
