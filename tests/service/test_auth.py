@@ -1,6 +1,7 @@
 """Who may call: people and nodes have tokens of their own, and the database holds no token that could be used."""
 
 import hashlib
+import re
 from typing import Any
 
 import pytest
@@ -127,9 +128,9 @@ def test_every_route_but_the_public_ones_wants_a_token(app: FastAPI, client: Tes
     walked = operations(app)
     assert {path for _, path in walked} >= {"/v1/jobs", "/v1/jobs/{job_id}/logs", "/v1/agent/sync", "/metrics"} | PUBLIC
     for method, path in walked:
-        concrete = path.replace("{job_id}", "job-1").replace("{name}", "n1").replace("{cycle_id}", "1")
-        concrete = concrete.replace("{token_id}", "token-1")
-        assert "{" not in concrete, f"say here what to put for the parameter of {path}"
+        if not path.startswith("/v1/") and path not in PUBLIC | {"/metrics"}:
+            continue  # a page, which sends strangers to sign in: see test_web.py
+        concrete = re.sub(r"\{\w+\}", "1", path)
         status = client.request(method, concrete).status_code
         if path in PUBLIC:
             assert status == 200, (method, path)
