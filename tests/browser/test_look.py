@@ -13,7 +13,6 @@ from scheduler import codec
 from scheduler.plan import Cost, MemberPlacement, Outcome, Placement, Plan, PowerStep, Reason, Verdict
 from service import nodes
 from service.store import cycles as cycle_store
-from service.store import jobs as job_store
 from tests.browser.conftest import Open, Site
 from tests.service.cluster import node_report
 
@@ -36,7 +35,8 @@ def hostile_cluster(site: Site) -> list[str]:
     cluster.incarnations[HOSTILE] = 1
     cluster.join(LONG, slots=70)
     command = ["sh", "-c", HOSTILE]
-    job = cluster.submit(HOSTILE, name=LONG, command=command, env={"X": HOSTILE})
+    places = {"python": HOSTILE, "datasets": {"data": f"/{HOSTILE}"}}
+    job = cluster.submit(HOSTILE, name=LONG, command=command, env={"X": HOSTILE}, **places)
     recipe = {"name": "digits-mlp", "options": {"note": HOSTILE}}
     waits = cluster.submit(LONG, name=LONG, command=None, recipe=recipe, device_kinds=["k" * 63])
     attempt = cluster.place(job, HOSTILE)
@@ -66,9 +66,8 @@ def hostile_cluster(site: Site) -> list[str]:
         method=HOSTILE,
         status=HOSTILE,
     )
-    said = {"outcome": "waiting", "reasons": [{"code": HOSTILE, "message": HOSTILE}]}
+    cluster.say_waiting(waits, cluster.problem()[1], HOSTILE)
     with cluster.engine.begin() as tx:
-        job_store.set_verdicts(tx, [(waits, said)])
         numbers = dict.fromkeys(("objective_j", "bound_j", "gap", "snapshot_s", "solve_s", "commit_s"), 0.5)
         cycle = cycle_store.add_cycle(
             tx,

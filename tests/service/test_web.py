@@ -15,6 +15,7 @@ from fastapi.testclient import TestClient
 from protocol.states import AttemptState, EndReason, Role
 from scheduler import codec
 from scheduler.plan import Cost, MemberPlacement, Outcome, Placement, Plan, PowerStep, Reason, Verdict
+from service import control, maintenance
 from service.api.hub import ANY, Hub
 from service.store import cycles as cycle_store
 from service.web.session import COOKIE
@@ -242,6 +243,33 @@ def test_the_queue_is_in_the_order_of_the_planner(sign_in: SignIn, cluster: Clus
     seen = sign_in("alice").get("/").text
     waiting = re.findall(r'href="/jobs/([^"]+)"', seen[seen.index('id="waiting"') :])
     assert waiting == [names[1], names[3], names[0], names[2]]
+
+
+def test_nodes_that_take_no_new_work_say_so(sign_in: SignIn, cluster: Cluster) -> None:
+    root = cluster.person("root", Role.ADMIN)
+    for name in ("n1", "n2", "n3"):
+        cluster.join(name)
+    with cluster.engine.begin() as tx:
+        maintenance.cordon(tx, root, "n2")
+        maintenance.drain(tx, root, "n3", deadline_s=60, now=cluster.now)
+    seen = text(sign_in("alice").get("/"))
+    assert re.findall(r"(n\d) Test CPU (\w+ \w+)", seen) == [
+        ("n1", "ready 0"),
+        ("n2", "ready cordoned"),
+        ("n3", "ready draining"),
+    ]
+
+
+def test_a_job_shows_the_priority_in_force_and_why_it_is_held(sign_in: SignIn, cluster: Cluster) -> None:
+    first = cluster.submit("alice", priority=1)
+    job = cluster.submit("alice", priority=2, after=[{"job": first, "on": "end"}], max_retries=3)
+    with cluster.engine.begin() as tx:
+        control.set_priority(tx, cluster.person("alice"), job, -7, now=cluster.now)
+    client = sign_in("alice")
+    seen = text(client.get(f"/jobs/{job}"))
+    for words in ("default, priority -7", f"After the end of {first}", "Tries after a failure 3", "Why it waits"):
+        assert words in seen, words
+    assert re.search(rf"{job} alice 1 node × 1 device -7 just now [^–]*{first}", text(client.get("/")))
 
 
 def test_a_user_sees_own_jobs_only(sign_in: SignIn, cluster: Cluster) -> None:
