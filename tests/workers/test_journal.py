@@ -27,7 +27,7 @@ def launch(folder=Path("/x"), **changes):
         assignment(**changes),
         folder=folder,
         python="/py",
-        address="127.0.0.1",
+        interface="lo",
         rendezvous="127.0.0.1:20000",
         environment={},
     )
