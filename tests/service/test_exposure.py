@@ -28,9 +28,7 @@ def test_loopback_needs_nothing(tmp_path: Path, host: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "fd00::1", "ergon.example", "localhost.example"])
 def test_every_other_address_needs_a_certificate_or_a_word(tmp_path: Path, host: str) -> None:
-    with pytest.raises(
-        SettingsError, match=f"ERGON_HOST {host} .* ERGON_TLS_CERT .* or set ERGON_INSECURE=1"
-    ):
+    with pytest.raises(SettingsError, match=f"ERGON_HOST {host} .* ERGON_TLS_CERT .* or set ERGON_INSECURE=1"):
         check_exposure(Settings(data_dir=tmp_path, host=host))
     check_exposure(Settings(data_dir=tmp_path, host=host, insecure=True))
 

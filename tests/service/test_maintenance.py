@@ -6,6 +6,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from protocol.states import AttemptState, Desired, EndReason, JobState
+from scheduler.problem import Budget
+from scheduler.solve import solve
 from service.cycle.commit import Overtaken
 from service.cycle.loop import Cycle
 from tests.service.cluster import Cluster, placement_on
@@ -140,6 +142,8 @@ def test_a_job_that_waits_for_a_cordoned_node_is_told_why(
     act(client, as_root, "cordon")
     job = client.post("/v1/jobs", json={"command": ["true"]}).json()
     assert job["verdict"]["outcome"] == "waiting", "it is not impossible: the node may be opened again"
+    [verdict] = solve(cluster.problem()[0], Budget()).verdicts
+    assert [reason.code for reason in verdict.reasons] == ["nodes_closed", "devices_busy"]
 
 
 @pytest.mark.parametrize("action", ["cordon", "uncordon", "drain"])
