@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from protocol.jobs import JobSpec
 from protocol.nodes import PowerSample
 from protocol.progress import ProgressLine
-from protocol.states import AttemptState, Desired, JobState, NodeState
+from protocol.states import AttemptState, Desired, NodeState
 from protocol.sync import Assignment, DeviceGrant, StreamChunk, SyncRequest, SyncResponse
 from service import attempts, nodes
 from service.db import Record, notify
