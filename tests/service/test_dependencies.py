@@ -7,8 +7,10 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from protocol.states import EndReason, JobState
+from service.models import dependencies
 from tests.service.cluster import Cluster
 
 R = EndReason
@@ -55,6 +57,8 @@ def test_the_end_of_the_parent_decides(cluster: Cluster, on: str, end: EndReason
     finish(cluster, parent, end)
     job = cluster.job(child)
     assert job.state == expected
+    with cluster.engine.begin() as tx:
+        assert tx.execute(select(dependencies.c.met)).scalar_one() == (expected == "queued")
     if expected == "cancelled":
         assert job.reason == f"it was to wait for the success of job {parent}, which failed"
         assert job.ended_at == cluster.now
@@ -128,6 +132,18 @@ def test_held_besides_it_stays_held_until_released(cluster: Cluster) -> None:
     assert cluster.job(child).state == "held"
     assert parent not in why(cluster, child)
     cluster.control(child, "release")
+    assert cluster.job(child).state == "queued"
+
+
+def test_released_before_its_parent_has_ended_it_waits_on(cluster: Cluster) -> None:
+    parent = cluster.submit()
+    child = cluster.submit(after=after(parent))
+    cluster.control(child, "hold")
+    cluster.control(child, "release")
+    assert cluster.job(child).state == "held"
+    assert why(cluster, child) == f"it waits for the success of job {parent}"
+    assert [job.id for job in cluster.problem()[0].jobs] == [parent]
+    finish(cluster, parent)
     assert cluster.job(child).state == "queued"
 
 

@@ -199,6 +199,19 @@ def test_a_dry_run_agrees_with_the_first_cycle(client: TestClient, cluster: Clus
     assert dry_run(client, {})[0]["nodes"] == ["n1"]
 
 
+def test_a_job_that_would_wait_for_another_takes_nobodys_place_in_a_dry_run(
+    client: TestClient, cluster: Cluster
+) -> None:
+    cluster.join("n1", slots=1)
+    parent = cluster.submit()
+    cluster.place(parent, "n1")
+    cluster.join("n2", slots=1)
+    waits, starts = dry_run(client, {"after": [{"job": parent}], "priority": 5}, {})
+    assert (waits["verdict"]["outcome"], waits["nodes"]) == ("waiting", [])
+    assert waits["verdict"]["reasons"][0]["message"] == f"it waits for the success of job {parent}"
+    assert (starts["verdict"]["outcome"], starts["nodes"]) == ("placed", ["n2"])
+
+
 def test_a_dry_run_refuses_what_a_submission_would(client: TestClient) -> None:
     answer = client.post("/v1/jobs/dry-run", json={"jobs": [TRUE, TRUE | {"queue": "nope"}]})
     assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "jobs.1.queue")

@@ -1,13 +1,18 @@
 """An array with a limit, a job after it, a retry: planned by the cycle, run by the agents, in real processes."""
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from ergon.cli.local import LocalCluster
+from ergon.cli.main import main
 from ergon.client import Client
 from protocol.jobs import JobSpec
-from protocol.states import EndReason, JobState
+from protocol.states import EndReason, JobState, Role
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "jobs.md"
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
 
@@ -32,6 +37,32 @@ def test_an_array_with_a_limit_and_a_job_after_it(alice: Client, tmp_path: Path)
         assert (
             sum(other.granted_at <= at and (other.ended_at is None or other.ended_at > at) for other in attempts) <= 2
         )
+
+
+def test_the_job_file_of_the_documentation(
+    cluster: LocalCluster,
+    alice: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    (tmp_path / "sweep.yaml").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ERGON_SERVER", cluster.url)
+    monkeypatch.setenv("ERGON_TOKEN", cluster.user_token("alice", Role.USER))
+    assert main(["submit", "-f", "sweep.yaml", "--dry-run"]) == 0
+    assert "would start now on node-" in capfd.readouterr().out
+    assert main(["submit", "-f", "sweep.yaml", "--wait"]) == 0
+    array, job = capfd.readouterr().out.split()
+    assert alice.array(array).states == {JobState.SUCCEEDED: 6}
+    for words in (f"jobs --array {array}", f"show {array}", "jobs", "schema", f"resubmit {job}"):
+        assert main(words.split()) == 0
+    again = capfd.readouterr().out.split()[-1]
+    assert alice.wait(again).resubmitted_from == job
+    for words in (f"hold {again}", f"release {again}", f"priority 5 {again}", f"cancel {array}"):
+        assert main(words.split()) == 2
+        assert "has already succeeded" in (error := capfd.readouterr().err) or "has already ended" in error
 
 
 def test_a_job_that_fails_once_is_repeated(alice: Client, tmp_path: Path) -> None:
