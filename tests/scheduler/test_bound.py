@@ -72,6 +72,13 @@ def test_coarse_steps_weaken_the_bound_and_no_more(monkeypatch: pytest.MonkeyPat
     assert 0 < coarse < exact
 
 
+def test_a_node_that_carries_any_job_is_charged_whole() -> None:
+    nodes = [switchable(node("a", h100=8), on=False)]
+    (pool,) = pools(find_candidates(problem(nodes, [job("j1", shape(1, run_s=HOUR))])))
+    known = [Known(floor=0, cap=0)]
+    assert charge_floor(relax(pool), known) == pytest.approx(360_000 + 990.0 * HOUR)
+
+
 def test_gangs_that_leave_gaps_are_seen() -> None:
     """Two nodes with 7 free devices hold two gangs of 4 and not three, though 14 devices are free."""
     nodes = [node(name, h100=7) for name in "ab"]
@@ -80,11 +87,12 @@ def test_gangs_that_leave_gaps_are_seen() -> None:
 
 
 def test_the_bound_of_waiting_rises_to_what_whole_jobs_can_leave() -> None:
-    """Half of the second gang would fit by devices, but a gang waits whole."""
-    nodes = [node("a", h100=6, cores=6)]
-    (pool,) = pools(find_candidates(problem(nodes, [job(f"j{number}", shape(4, cores=4)) for number in range(2)])))
+    """Split, a third of one job waits; but jobs wait whole, and either weighs 300 W."""
+    jobs = [job("wide-1", shape(3), wait_w=100.0), job("slim-2", shape(2), wait_w=150.0)]
+    (pool,) = pools(find_candidates(problem([node("a", h100=4)], jobs)))
     relaxation = relax(pool)
-    assert waiting_floor(pool, relaxation, 0, []) == 4 * 125_000
+    assert relaxation.waiting_floor(0, []) == pytest.approx(100_000)
+    assert waiting_floor(pool, relaxation, 0, []) == 300_000
 
 
 def test_what_is_known_of_waiting_narrows_the_bound_of_cost() -> None:
@@ -94,8 +102,10 @@ def test_what_is_known_of_waiting_narrows_the_bound_of_cost() -> None:
     (pool,) = pools(find_candidates(problem(nodes, jobs)))
     relaxation = relax(pool)
     assert charge_floor(relaxation, []) == pytest.approx(2 * 1.0 * 8 * HOUR)
-    known = [Known(floor=1000, cap=1000)]
-    assert charge_floor(relaxation, known) == pytest.approx(1.0 * 8 * HOUR + 990.0 * 8 * HOUR)
+    one_waits = 1.0 * 8 * HOUR + 990.0 * 8 * HOUR
+    assert charge_floor(relaxation, [Known(floor=1000, cap=1000)]) == pytest.approx(one_waits)
+    assert charge_floor(relaxation, [Known(floor=0, cap=1000)]) == pytest.approx(one_waits)
+    assert charge_floor(relaxation, [Known(floor=1000, cap=2000)]) == pytest.approx(2 * 1.0 * 8 * HOUR)
 
 
 @pytest.mark.parametrize("seed", range(4))

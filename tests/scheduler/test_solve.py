@@ -24,6 +24,8 @@ AMPLE = Budget(deterministic_s=5.0, watchdog_s=60.0)
 STARVED = Budget(deterministic_s=1e-9)
 """The solver gets no further than its first look: greedy rules and the linear relaxation do the work."""
 
+NO_SOLVER = Budget(deterministic_s=0.0)
+
 tiny = settings(
     max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -52,9 +54,9 @@ def test_with_time_the_plan_is_the_best_there_is_and_proven(tried: Problem) -> N
 
 
 @tiny
-@given(strategies.problems(max_jobs=5))
-def test_without_time_the_plan_is_sound_and_its_bound_is_true(tried: Problem) -> None:
-    plan = solve(tried, STARVED)
+@given(strategies.problems(max_jobs=5), st.sampled_from((STARVED, NO_SOLVER)))
+def test_without_time_the_plan_is_sound_and_its_bound_is_true(tried: Problem, budget: Budget) -> None:
+    plan = solve(tried, budget)
     assert verify(tried, plan) == []
     true = oracle.best(tried)
     assert plan.bound_j <= true.cost_j * (1 + 1e-9)
@@ -147,6 +149,26 @@ def test_within_a_priority_the_larger_weight_starts_and_greedy_alone_would_not_s
     plan = solve(crowded)
     assert nodes_of(plan) == {"wide-2": ["a"]}
     assert (plan.method, plan.status) == ("cpsat", "optimal")
+
+
+def test_a_tier_that_is_not_settled_says_nothing_of_those_below() -> None:
+    """Without the solver the greedy plan stays: it starts the first job and the cheap one, the best plan the wide one.
+
+    The bound must admit the best plan, in which the cheap job waits, though in ours it does not.
+    """
+    jobs = [
+        job("first-1", shape(1), priority=1),
+        job("wide-2", shape(4), priority=1),
+        job("cheap-3", shape(3), wait_w=1.0),
+    ]
+    crowded = problem([node("a", h100=4)], jobs)
+    plan = solve(crowded, NO_SOLVER)
+    assert sorted(nodes_of(plan)) == ["cheap-3", "first-1"]
+    true = oracle.best(crowded)
+    assert [sorted(best) for best in true.plans] == [["wide-2"]]
+    assert plan.status == "feasible"
+    assert plan.bound_j <= true.cost_j < plan.objective_j
+    assert nodes_of(solve(crowded)) == {"wide-2": ["a"]}
 
 
 def test_of_jobs_that_ask_for_the_same_the_first_in_line_starts() -> None:
