@@ -36,6 +36,12 @@ ARGUMENTS = [
 
 expect.set_options(timeout=30_000)
 
+EVENTS_ONLY = """
+  const real = window.setTimeout;
+  window.setTimeout = (run, delay, ...rest) => delay > 5000 ? 0 : real(run, 0, ...rest);
+"""
+"""No page asks by itself after a while: what shows was told by an event. And none waits between two of them."""
+
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:

@@ -7,15 +7,9 @@ from playwright.sync_api import Page, expect
 
 from protocol.jobs import AttemptView
 from protocol.states import AttemptState
-from tests.browser.conftest import Open, Site
+from tests.browser.conftest import EVENTS_ONLY, Open, Site
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("browser")]
-
-EVENTS_ONLY = """
-  const real = window.setTimeout;
-  window.setTimeout = (run, delay, ...rest) => delay > 5000 ? 0 : real(run, 0, ...rest);
-"""
-"""No page asks by itself after a while: what shows was told by an event. And none waits between two of them."""
 
 NO_EVENTS = """
   const real = window.setTimeout;
@@ -135,10 +129,11 @@ def test_a_job_page_follows_its_job(visit: Open, site: Site) -> None:
         offset = progress(site, "n1", attempt, epoch, offset)
         expect(page.locator("#head")).to_contain_text(f"epoch {epoch} of 4")
     expect(page.get_by_role("img", name="loss: from 1 to 0.3333 over 3 points")).to_be_visible()
-    expect(page.get_by_text("cpu:n1:0")).to_be_visible()
 
     cluster.end("n1", attempt)
     expect(page.get_by_role("heading", name="digits succeeded")).to_be_visible()
+    expect(page.locator("#attempts")).to_contain_text("completed")
+    expect(page.get_by_text("cpu:n1:0")).to_be_visible()
     expect(page.get_by_role("button", name="Cancel the job")).to_have_count(0)
     expect(page.locator("#events")).to_contain_text("ended")
     assert page.evaluate("window.mark") == 1

@@ -13,7 +13,7 @@ from scheduler import codec
 from scheduler.plan import Cost, MemberPlacement, Outcome, Placement, Plan, PowerStep, Reason, Verdict
 from service import nodes
 from service.store import cycles as cycle_store
-from tests.browser.conftest import Open, Site
+from tests.browser.conftest import EVENTS_ONLY, Open, Site
 from tests.service.cluster import node_report
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("browser")]
@@ -84,7 +84,7 @@ def hostile_cluster(site: Site) -> list[str]:
 
 def test_hostile_names_are_only_text(visit: Open, site: Site) -> None:
     addresses = hostile_cluster(site)
-    opened = visit("root")
+    opened = visit("root", script=EVENTS_ONLY)
     for address in addresses:
         page = opened.go(address)
         assert_harmless(page)

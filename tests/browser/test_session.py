@@ -1,5 +1,10 @@
 """Signing in and out, and what pages of other sites cannot do to somebody who is signed in here."""
 
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import httpx
 import pytest
 from playwright.sync_api import expect
@@ -7,6 +12,35 @@ from playwright.sync_api import expect
 from tests.browser.conftest import Open, Site, Visit
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("browser")]
+
+
+Neighbour = Callable[[str], str]
+
+
+@pytest.fixture
+def neighbour() -> Iterator[Neighbour]:
+    """Serves a page on another port of this machine, and gives its address."""
+    with contextlib.ExitStack() as stack:
+
+        def serve_page(html: str) -> str:
+            class Handler(BaseHTTPRequestHandler):
+                def do_GET(self) -> None:
+                    self.send_response(200)
+                    self.send_header("Content-Type", "text/html")
+                    self.end_headers()
+                    self.wfile.write(f"<!doctype html>{html}".encode())
+
+                def log_message(self, format: str, *args: object) -> None:
+                    pass
+
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield serve_page
 
 
 def test_signing_in_and_out(visit: Open, site: Site) -> None:
@@ -49,19 +83,20 @@ def test_the_api_does_not_take_the_cookie(visit: Open, site: Site) -> None:
     assert page.evaluate("fetch('/v1/me').then(answer => answer.status)") == 401
 
 
-@pytest.mark.parametrize("elsewhere", ["http://evil.test", "http://127.0.0.1:4242"])
-def test_a_form_on_another_site_cannot_cancel_a_job(visit: Open, site: Site, elsewhere: str) -> None:
-    """The second address differs by its port only: there the browser does send the cookie along."""
+@pytest.mark.parametrize("near", [False, True])
+def test_a_form_on_another_site_cannot_cancel_a_job(visit: Open, site: Site, neighbour: Neighbour, near: bool) -> None:
+    """The near site differs by its port only: there the browser does send the cookie along."""
     job = site.cluster.submit("alice")
     attacked = visit("alice")
-    serve(attacked, elsewhere, f'<form method="post" action="{site.url}/jobs/{job}/cancel"><button>Win</button></form>')
+    form = f'<form method="post" action="{site.url}/jobs/{job}/cancel"><button>Win</button></form>'
+    elsewhere = neighbour(form) if near else serve(attacked, form)
     page = attacked.page
     page.goto(f"{elsewhere}/")
     with page.expect_response(f"{site.url}/jobs/{job}/cancel") as answer:
         page.get_by_role("button").click()
     assert answer.value.status == 403
     assert site.cluster.job(job).state == "queued"
-    assert ("cookie" in answer.value.request.all_headers()) == (elsewhere != "http://evil.test")
+    assert ("cookie" in answer.value.request.all_headers()) == near
     expect(page.get_by_text("This form was not sent by a page of this service", exact=False)).to_be_visible()
     allow(attacked, elsewhere)
 
@@ -69,9 +104,9 @@ def test_a_form_on_another_site_cannot_cancel_a_job(visit: Open, site: Site, els
 def test_a_form_on_another_site_cannot_sign_anybody_in(visit: Open, site: Site) -> None:
     site.cluster.person("mallory")
     token = site.cluster.tokens["mallory"]
-    attacked, elsewhere = visit(None), "http://evil.test"
+    attacked = visit(None)
     form = f'<form method="post" action="{site.url}/sign-in"><input name="token" value="{token}"><button>Win</button>'
-    serve(attacked, elsewhere, form)
+    elsewhere = serve(attacked, form)
     attacked.page.goto(f"{elsewhere}/")
     with attacked.page.expect_response(f"{site.url}/sign-in") as answer:
         attacked.page.get_by_role("button").click()
@@ -83,8 +118,8 @@ def test_a_form_on_another_site_cannot_sign_anybody_in(visit: Open, site: Site) 
 @pytest.mark.parametrize(("name", "arrives"), [("alice", "/jobs?name=a"), (None, "/sign-in?next=/jobs%3Fname%3Da")])
 def test_a_link_on_another_site_leads_to_the_page(visit: Open, site: Site, name: str | None, arrives: str) -> None:
     """The browser keeps the cookie back at first, as the link is another site's; the page then opens itself."""
-    followed, elsewhere = visit(name), "http://evil.test"
-    serve(followed, elsewhere, f'<a href="{site.url}/jobs?name=a">look</a>')
+    followed = visit(name)
+    elsewhere = serve(followed, f'<a href="{site.url}/jobs?name=a">look</a>')
     followed.page.goto(f"{elsewhere}/")
     followed.page.get_by_role("link").click()
     expect(followed.page).to_have_url(site.url + arrives)
@@ -92,11 +127,14 @@ def test_a_link_on_another_site_leads_to_the_page(visit: Open, site: Site, name:
     allow(followed, elsewhere)
 
 
-def test_no_other_site_can_put_a_page_into_a_frame(visit: Open, site: Site) -> None:
-    framed, elsewhere = visit("alice"), "http://127.0.0.1:4242"
-    serve(framed, elsewhere, f'<iframe src="{site.url}/jobs"></iframe>')
+def test_no_other_site_can_put_a_page_into_a_frame(visit: Open, site: Site, neighbour: Neighbour) -> None:
+    """The frame beside it, of an address that is no page, shows that frames as such do open."""
+    framed = visit("alice")
+    elsewhere = neighbour(f'<iframe src="{site.url}/jobs"></iframe><iframe src="{site.url}/livez"></iframe>')
     framed.page.goto(f"{elsewhere}/")
-    assert framed.page.frames[1].url.startswith("chrome-error:")
+    page, other = framed.page.main_frame.child_frames
+    assert other.url == f"{site.url}/livez"
+    assert page.url.startswith("chrome-error:")
     framed.problems.clear()
 
 
@@ -118,11 +156,12 @@ def test_the_csv_of_the_report_comes_with_the_cookie(visit: Open, site: Site) ->
     assert download.value.suggested_filename.endswith(".csv")
 
 
-def serve(opened: Visit, address: str, html: str) -> None:
-    """Another site, that this browser alone can reach."""
+def serve(opened: Visit, html: str) -> str:
+    """The address of a site far away, that this browser alone can reach."""
     opened.page.context.route(
-        f"{address}/**", lambda route: route.fulfill(content_type="text/html", body=f"<!doctype html>{html}")
+        "http://evil.test/**", lambda route: route.fulfill(content_type="text/html", body=f"<!doctype html>{html}")
     )
+    return "http://evil.test"
 
 
 def allow(opened: Visit, address: str) -> None:
