@@ -40,7 +40,7 @@ def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_numbers)}"
     maintenance = postgres.url.replace(f"/{DATABASE}?", "/postgres?")
     with psycopg.connect(maintenance, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {DATABASE} STRATEGY file_copy")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {DATABASE} STRATEGY wal_log")
         yield postgres.url.replace(f"/{DATABASE}?", f"/{name}?")
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

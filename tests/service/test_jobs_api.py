@@ -35,63 +35,64 @@ def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
     return body
 
 
-@pytest.mark.parametrize(
-    ("spec", "field", "says"),
-    [
-        (TRUE | {"gpus": 2}, "gpus", UNKNOWN),
-        ({"recipe": {"name": "digits-mlp", "epochs": 3}}, "recipe.epochs", UNKNOWN),
-        ({}, "body", ONE_PROGRAM),
-        ({"command": None, "recipe": None}, "body", ONE_PROGRAM),
-        (TRUE | {"recipe": {"name": "digits-mlp"}}, "body", ONE_PROGRAM),
-        ({"command": []}, "command", "List should have at least 1 item"),
-        ({"command": [""]}, "body", "the first word of `command` names the program and must not be empty"),
-        ({"command": "true"}, "command", "Input should be a valid list"),
-        ({"command": ["a\x00b"]}, "command.0", "String should match pattern"),
-        ({"command": ["a" * 131_073]}, "command.0", "String should have at most 131072 characters"),
-        ({"command": ["x"] * 4_097}, "command", "List should have at most 4096 items"),
-        (TRUE | {"env": {"A": "x\x00"}}, "env.A", "String should match pattern"),
-        (
-            {"recipe": {"name": "r", "options": {"data": "a\x00"}}},
-            "recipe.options.data.constrained-str",
-            "match pattern",
-        ),
-        (TRUE | {"env": {"1A": "x"}}, "env.1A.[key]", "String should match pattern"),
-        (TRUE | {"name": "my job"}, "name", "String should match pattern"),
-        (TRUE | {"name": "job\n"}, "name", "String should match pattern"),
-        (TRUE | {"name": "j" * 64}, "name", "String should have at most 63 characters"),
-        (TRUE | {"name": "\ud800"}, "name", "Input should be a valid string"),
-        (TRUE | {"queue": "nope"}, "queue", "there is no queue 'nope'; there are: default"),
-        (TRUE | {"priority": 1_001}, "priority", "less than or equal to 1000"),
-        (TRUE | {"nodes": 0}, "nodes", "greater than or equal to 1"),
-        (TRUE | {"nodes": -1}, "nodes", "greater than or equal to 1"),
-        (TRUE | {"nodes": 100_001}, "nodes", "less than or equal to 100000"),
-        (TRUE | {"nodes": 1.5}, "nodes", "valid integer"),
-        (TRUE | {"nodes": "two"}, "nodes", "valid integer"),
-        (TRUE | {"nodes": None}, "nodes", "valid integer"),
-        (TRUE | {"nodes": 10**400}, "nodes", "less than or equal to 100000"),
-        (TRUE | {"devices_per_node": 0}, "devices_per_node", "greater than or equal to 1"),
-        (TRUE | {"devices_per_node": 1_025}, "devices_per_node", "less than or equal to 1024"),
-        (TRUE | {"device_kinds": ["GPU!"]}, "device_kinds.0", "String should match pattern"),
-        (TRUE | {"ranks_per_node": 0}, "ranks_per_node", "greater than or equal to 1"),
-        (TRUE | {"cpu_cores_per_node": 0}, "cpu_cores_per_node", "greater than 0"),
-        (TRUE | {"cpu_cores_per_node": float("inf")}, "cpu_cores_per_node", "finite number"),
-        (TRUE | {"memory_bytes_per_node": -1}, "memory_bytes_per_node", "greater than or equal to 0"),
-        (TRUE | {"memory_bytes_per_node": (1 << 50) + 1}, "memory_bytes_per_node", "less than or equal to"),
-        (TRUE | {"time_limit_s": 0}, "time_limit_s", "greater than 0"),
-        (TRUE | {"time_limit_s": -5}, "time_limit_s", "greater than 0"),
-        (TRUE | {"time_limit_s": 1e300}, "time_limit_s", "less than or equal to 1000000000"),
-        (TRUE | {"expected_run_s": float("nan")}, "expected_run_s", "finite number"),
-    ],
-)
+REFUSED_SPECS: list[tuple[dict[str, Any], str, str]] = [
+    (TRUE | {"gpus": 2}, "gpus", UNKNOWN),
+    ({"recipe": {"name": "digits-mlp", "epochs": 3}}, "recipe.epochs", UNKNOWN),
+    ({}, "body", ONE_PROGRAM),
+    ({"command": None, "recipe": None}, "body", ONE_PROGRAM),
+    (TRUE | {"recipe": {"name": "digits-mlp"}}, "body", ONE_PROGRAM),
+    ({"command": []}, "command", "List should have at least 1 item"),
+    ({"command": [""]}, "body", "the first word of `command` names the program and must not be empty"),
+    ({"command": "true"}, "command", "Input should be a valid list"),
+    ({"command": ["a\x00b"]}, "command.0", "String should match pattern"),
+    ({"command": ["a" * 131_073]}, "command.0", "String should have at most 131072 characters"),
+    ({"command": ["x"] * 4_097}, "command", "List should have at most 4096 items"),
+    (TRUE | {"env": {"A": "x\x00"}}, "env.A", "String should match pattern"),
+    (
+        {"recipe": {"name": "r", "options": {"data": "a\x00"}}},
+        "recipe.options.data.constrained-str",
+        "match pattern",
+    ),
+    (TRUE | {"env": {"1A": "x"}}, "env.1A.[key]", "String should match pattern"),
+    (TRUE | {"name": "my job"}, "name", "String should match pattern"),
+    (TRUE | {"name": "job\n"}, "name", "String should match pattern"),
+    (TRUE | {"name": "j" * 64}, "name", "String should have at most 63 characters"),
+    (TRUE | {"name": "\ud800"}, "name", "Input should be a valid string"),
+    (TRUE | {"queue": "nope"}, "queue", "there is no queue 'nope'; there are: default"),
+    (TRUE | {"priority": 1_001}, "priority", "less than or equal to 1000"),
+    (TRUE | {"nodes": 0}, "nodes", "greater than or equal to 1"),
+    (TRUE | {"nodes": -1}, "nodes", "greater than or equal to 1"),
+    (TRUE | {"nodes": 100_001}, "nodes", "less than or equal to 100000"),
+    (TRUE | {"nodes": 1.5}, "nodes", "valid integer"),
+    (TRUE | {"nodes": "two"}, "nodes", "valid integer"),
+    (TRUE | {"nodes": None}, "nodes", "valid integer"),
+    (TRUE | {"nodes": 10**400}, "nodes", "less than or equal to 100000"),
+    (TRUE | {"devices_per_node": 0}, "devices_per_node", "greater than or equal to 1"),
+    (TRUE | {"devices_per_node": 1_025}, "devices_per_node", "less than or equal to 1024"),
+    (TRUE | {"device_kinds": ["GPU!"]}, "device_kinds.0", "String should match pattern"),
+    (TRUE | {"ranks_per_node": 0}, "ranks_per_node", "greater than or equal to 1"),
+    (TRUE | {"cpu_cores_per_node": 0}, "cpu_cores_per_node", "greater than 0"),
+    (TRUE | {"cpu_cores_per_node": float("inf")}, "cpu_cores_per_node", "finite number"),
+    (TRUE | {"memory_bytes_per_node": -1}, "memory_bytes_per_node", "greater than or equal to 0"),
+    (TRUE | {"memory_bytes_per_node": (1 << 50) + 1}, "memory_bytes_per_node", "less than or equal to"),
+    (TRUE | {"time_limit_s": 0}, "time_limit_s", "greater than 0"),
+    (TRUE | {"time_limit_s": -5}, "time_limit_s", "greater than 0"),
+    (TRUE | {"time_limit_s": 1e300}, "time_limit_s", "less than or equal to 1000000000"),
+    (TRUE | {"expected_run_s": float("nan")}, "expected_run_s", "finite number"),
+]
+
+
 def test_a_spec_that_cannot_be_used_is_refused_by_field(
-    client: TestClient, cluster: Cluster, spec: dict[str, Any], field: str, says: str
+    client: TestClient, cluster: Cluster, subtests: pytest.Subtests
 ) -> None:
-    answer = client.post("/v1/jobs", content=to_json(spec), headers={"Content-Type": "application/json"})
-    body = problem(answer, 422, "invalid")
-    assert field in {error["field"] for error in body["errors"]}
-    assert any(says in error["message"] for error in body["errors"]), body["errors"]
-    assert body["errors"][0]["message"] in body["detail"]
-    assert cluster.row_counts()["jobs"] == 0
+    for spec, field, says in REFUSED_SPECS:
+        with subtests.test(field=field, says=says):
+            answer = client.post("/v1/jobs", content=to_json(spec), headers={"Content-Type": "application/json"})
+            body = problem(answer, 422, "invalid")
+            assert field in {error["field"] for error in body["errors"]}
+            assert any(says in error["message"] for error in body["errors"]), body["errors"]
+            assert body["errors"][0]["message"] in body["detail"]
+            assert cluster.row_counts()["jobs"] == 0
 
 
 def to_json(value: Any) -> bytes:
@@ -99,36 +100,35 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "send a JSON object"),
-        (b"{", "the body is not valid JSON: Expecting property name"),
-        (b'{"command": ["true"]', "the body is not valid JSON"),
-        (b"{'command': ['true']}", "the body is not valid JSON"),
-        (b"null", "send a JSON object"),
-        (b"[]", "send a JSON object"),
-        (b'"true"', "send a JSON object"),
-        (b"\xff\xfe\x00", ""),
-        (b'{"nodes":' + b"9" * 5_000 + b"}", ""),
-        (b"[" * 100_000, ""),
-        (b'{"env":' * 100_000 + b"1" + b"}" * 100_000, ""),
-    ],
-    ids=["empty", "brace", "cut", "quotes", "null", "list", "string", "binary", "digits", "deep-list", "deep-object"],
-)
-def test_what_is_no_json_object_is_refused(client: TestClient, cluster: Cluster, content: bytes, says: str) -> None:
-    answer = client.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"})
-    assert answer.status_code in {400, 422}
-    body = problem(answer, answer.status_code, {400: "http-400", 422: "invalid"}[answer.status_code])
-    assert says in body["detail"]
-    assert cluster.row_counts()["jobs"] == 0
+NO_OBJECTS: list[tuple[bytes, str]] = [
+    (b"", "send a JSON object"),
+    (b"{", "the body is not valid JSON: Expecting property name"),
+    (b'{"command": ["true"]', "the body is not valid JSON"),
+    (b"{'command': ['true']}", "the body is not valid JSON"),
+    (b"null", "send a JSON object"),
+    (b"[]", "send a JSON object"),
+    (b'"true"', "send a JSON object"),
+    (b"\xff\xfe\x00", ""),
+    (b'{"nodes":' + b"9" * 5_000 + b"}", ""),
+    (b"[" * 100_000, ""),
+    (b'{"env":' * 100_000 + b"1" + b"}" * 100_000, ""),
+]
 
 
-@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
-def test_another_content_type_is_refused_with_the_one_to_send(client: TestClient, kind: str | None) -> None:
-    headers = {} if kind is None else {"Content-Type": kind}
-    body = problem(client.post("/v1/jobs", content=b'{"command": ["true"]}', headers=headers), 422, "invalid")
-    assert "send a JSON object, with the header `Content-Type: application/json`" in body["detail"]
+def test_what_is_no_json_object_is_refused(client: TestClient, cluster: Cluster, subtests: pytest.Subtests) -> None:
+    for content, says in NO_OBJECTS:
+        with subtests.test(begins=content[:20]):
+            answer = client.post("/v1/jobs", content=content, headers={"Content-Type": "application/json"})
+            assert answer.status_code in {400, 422}
+            body = problem(answer, answer.status_code, {400: "http-400", 422: "invalid"}[answer.status_code])
+            assert says in body["detail"]
+            assert cluster.row_counts()["jobs"] == 0
+
+
+def test_another_content_type_is_refused_with_the_one_to_send(client: TestClient) -> None:
+    for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        body = problem(client.post("/v1/jobs", content=b'{"command": ["true"]}', headers=headers), 422, "invalid")
+        assert "send a JSON object, with the header `Content-Type: application/json`" in body["detail"]
 
 
 def pieces(count: int) -> Iterator[bytes]:
@@ -149,43 +149,41 @@ def test_a_body_may_be_ten_mebibytes_long(client: TestClient, cluster: Cluster) 
     assert client.post("/v1/jobs", content=padded, headers=headers).status_code == 201
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "[::1", ""])
-def test_a_local_service_does_not_answer_under_a_foreign_name(client: TestClient, host: str) -> None:
-    problem(client.get("/v1/jobs", headers={"Host": host}), 400, "unknown-host")
+def test_a_local_service_answers_under_names_of_loopback_only(client: TestClient) -> None:
+    for own in ("127.0.0.1", "127.0.0.1:8765", "localhost:80", "LOCALHOST", "[::1]", "[::1]:8765"):
+        assert client.get("/v1/jobs", headers={"Host": own}).status_code == 200
+    for foreign in ("evil.example", "127.0.0.1.evil.example", "[::1", ""):
+        problem(client.get("/v1/jobs", headers={"Host": foreign}), 400, "unknown-host")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8765", "localhost:80", "LOCALHOST", "[::1]", "[::1]:8765"])
-def test_a_local_service_answers_under_every_name_of_loopback(client: TestClient, host: str) -> None:
-    assert client.get("/v1/jobs", headers={"Host": host}).status_code == 200
+NOT_THERE: list[tuple[str, str, int, str]] = [
+    ("GET", "/v1/jobs/job-none", 404, "unknown-job"),
+    ("POST", "/v1/jobs/job-none/cancel", 404, "unknown-job"),
+    ("GET", "/v1/jobs/job-none/events", 404, "unknown-job"),
+    ("GET", "/v1/jobs/job-none/metrics", 404, "unknown-job"),
+    ("GET", "/v1/jobs/job-none/logs", 404, "unknown-job"),
+    ("GET", "/v1/jobs/job-none/logs?follow=true", 404, "unknown-job"),
+    ("GET", "/v1/nodes/none", 404, "unknown-node"),
+    ("GET", "/v1/nothing", 404, "http-404"),
+    ("PUT", "/v1/jobs", 405, "http-405"),
+    ("GET", "/v1/jobs/" + "j" * 65, 422, "invalid"),
+    ("GET", "/v1/jobs/job%00", 422, "invalid"),
+    ("GET", "/v1/nodes/" + "n" * 64, 422, "invalid"),
+    ("GET", "/v1/jobs?limit=0", 422, "invalid"),
+    ("GET", "/v1/jobs?limit=501", 422, "invalid"),
+    ("GET", "/v1/jobs?cursor=-1", 422, "invalid"),
+    ("GET", "/v1/jobs?cursor=99999999999999999999", 422, "invalid"),
+    ("GET", "/v1/jobs?state=done", 422, "invalid"),
+    ("GET", "/v1/jobs?user=a%20b", 422, "invalid"),
+    ("GET", "/v1/jobs/job-none/metrics?rank=99999999999", 422, "invalid"),
+    ("GET", "/v1/jobs/job-none/logs?stream=progress", 422, "invalid"),
+]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status", "kind"),
-    [
-        ("GET", "/v1/jobs/job-none", 404, "unknown-job"),
-        ("POST", "/v1/jobs/job-none/cancel", 404, "unknown-job"),
-        ("GET", "/v1/jobs/job-none/events", 404, "unknown-job"),
-        ("GET", "/v1/jobs/job-none/metrics", 404, "unknown-job"),
-        ("GET", "/v1/jobs/job-none/logs", 404, "unknown-job"),
-        ("GET", "/v1/jobs/job-none/logs?follow=true", 404, "unknown-job"),
-        ("GET", "/v1/nodes/none", 404, "unknown-node"),
-        ("GET", "/v1/nothing", 404, "http-404"),
-        ("PUT", "/v1/jobs", 405, "http-405"),
-        ("GET", "/v1/jobs/" + "j" * 65, 422, "invalid"),
-        ("GET", "/v1/jobs/job%00", 422, "invalid"),
-        ("GET", "/v1/nodes/" + "n" * 64, 422, "invalid"),
-        ("GET", "/v1/jobs?limit=0", 422, "invalid"),
-        ("GET", "/v1/jobs?limit=501", 422, "invalid"),
-        ("GET", "/v1/jobs?cursor=-1", 422, "invalid"),
-        ("GET", "/v1/jobs?cursor=99999999999999999999", 422, "invalid"),
-        ("GET", "/v1/jobs?state=done", 422, "invalid"),
-        ("GET", "/v1/jobs?user=a%20b", 422, "invalid"),
-        ("GET", "/v1/jobs/job-none/metrics?rank=99999999999", 422, "invalid"),
-        ("GET", "/v1/jobs/job-none/logs?stream=progress", 422, "invalid"),
-    ],
-)
-def test_what_is_not_there_is_said_plainly(client: TestClient, method: str, path: str, status: int, kind: str) -> None:
-    problem(client.request(method, path), status, kind)
+def test_what_is_not_there_is_said_plainly(client: TestClient, subtests: pytest.Subtests) -> None:
+    for method, path, status, kind in NOT_THERE:
+        with subtests.test(path=path):
+            problem(client.request(method, path), status, kind)
 
 
 def test_a_submitted_job_is_answered_whole(client: TestClient, cluster: Cluster) -> None:

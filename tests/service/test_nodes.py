@@ -80,73 +80,75 @@ def test_pages_of_nodes_add_up(client: TestClient, cluster: Cluster) -> None:
     assert found == names
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "says"),
-    [
-        ("cpu_cores", 0, "greater than 0"),
-        ("cpu_cores", 1e9, "less than or equal to 65536"),
-        ("cpu_threads", 0, "greater than or equal to 1"),
-        ("memory_bytes", 0, "greater than 0"),
-        ("memory_bytes", 2**62, "less than or equal to"),
-        ("boot_id", "b" * 65, "at most 64 characters"),
-        ("address", "a\x00b", "match pattern"),
-        ("cpu_model", "\x00", "match pattern"),
-        ("labels", {"rack": "\x00"}, "match pattern"),
-        ("gpus", 8, "unknown field"),
-        ("devices", [DEVICE | {"id": "a b"}], "match pattern"),
-        ("devices", [DEVICE | {"kind": "H100"}], "match pattern"),
-        ("devices", [DEVICE | {"index": 2**31}], "less than"),
-        ("devices", [DEVICE | {"memory_bytes": -1}], "greater than or equal to 0"),
-        ("devices", [DEVICE | {"power_limit_w": 1e300}], "less than or equal to 100000"),
-        ("devices", [DEVICE, DEVICE], "device cpu:n1:0 is listed twice"),
-    ],
-)
+REFUSED_INVENTORIES: list[tuple[str, object, str]] = [
+    ("cpu_cores", 0, "greater than 0"),
+    ("cpu_cores", 1e9, "less than or equal to 65536"),
+    ("cpu_threads", 0, "greater than or equal to 1"),
+    ("memory_bytes", 0, "greater than 0"),
+    ("memory_bytes", 2**62, "less than or equal to"),
+    ("boot_id", "b" * 65, "at most 64 characters"),
+    ("address", "a\x00b", "match pattern"),
+    ("cpu_model", "\x00", "match pattern"),
+    ("labels", {"rack": "\x00"}, "match pattern"),
+    ("gpus", 8, "unknown field"),
+    ("devices", [DEVICE | {"id": "a b"}], "match pattern"),
+    ("devices", [DEVICE | {"kind": "H100"}], "match pattern"),
+    ("devices", [DEVICE | {"index": 2**31}], "less than"),
+    ("devices", [DEVICE | {"memory_bytes": -1}], "greater than or equal to 0"),
+    ("devices", [DEVICE | {"power_limit_w": 1e300}], "less than or equal to 100000"),
+    ("devices", [DEVICE, DEVICE], "device cpu:n1:0 is listed twice"),
+]
+
+
 def test_an_inventory_that_cannot_be_is_refused_by_field(
-    client: TestClient, cluster: Cluster, field: str, value: object, says: str
+    client: TestClient, cluster: Cluster, subtests: pytest.Subtests
 ) -> None:
-    refused = register(client, cluster, "n1", REPORT | {field: value})
-    assert refused.status_code == 422
-    (error,) = refused.json()["errors"]
-    assert error["field"].startswith(f"report.{field}")
-    assert says in error["message"]
-    assert cluster.row_counts()["nodes"] == 0
+    for field, value, says in REFUSED_INVENTORIES:
+        with subtests.test(field=field, says=says):
+            refused = register(client, cluster, "n1", REPORT | {field: value})
+            assert refused.status_code == 422
+            (error,) = refused.json()["errors"]
+            assert error["field"].startswith(f"report.{field}")
+            assert says in error["message"]
+            assert cluster.row_counts()["nodes"] == 0
 
 
-@pytest.mark.parametrize(
-    ("part", "value", "field", "says"),
-    [
-        ("incarnation", 2**31, "incarnation", "less than"),
-        ("wait_s", -1, "wait_s", "greater than or equal to 0"),
-        ("members", [{"state": "ended", "exit_code": 0}], "members.0", "a member that has ended needs a `reason`"),
-        ("members", [{"state": "ended", "reason": "bored"}], "members.0.reason", "Input should be 'completed'"),
-        ("members", [{"state": "done"}], "members.0.state", "Input should be 'granted'"),
-        ("members", [{"state": "running", "epoch": 0}], "members.0.epoch", "greater than or equal to 1"),
-        ("members", [{"state": "running", "exit_code": 2**31}], "members.0.exit_code", "less than"),
-        ("members", [{"state": "running", "message": "\x00"}], "members.0.message", "match pattern"),
-        ("members", [{"state": "running", "rendezvous": "\x00"}], "members.0.rendezvous", "match pattern"),
-        ("samples", [SAMPLE | {"energy_j": -1}], "samples.0.energy_j", "greater than or equal to 0"),
-        ("samples", [SAMPLE | {"utilisation": 1.5}], "samples.0.utilisation", "less than or equal to 1"),
-        ("samples", [SAMPLE | {"source": "guess"}], "samples.0.source", "Input should be 'nvml'"),
-        ("samples", [SAMPLE] * 10_001, "samples", "at most 10000 items"),
-    ],
-)
+REFUSED_EXCHANGES: list[tuple[str, Any, str, str]] = [
+    ("incarnation", 2**31, "incarnation", "less than"),
+    ("wait_s", -1, "wait_s", "greater than or equal to 0"),
+    ("members", [{"state": "ended", "exit_code": 0}], "members.0", "a member that has ended needs a `reason`"),
+    ("members", [{"state": "ended", "reason": "bored"}], "members.0.reason", "Input should be 'completed'"),
+    ("members", [{"state": "done"}], "members.0.state", "Input should be 'granted'"),
+    ("members", [{"state": "running", "epoch": 0}], "members.0.epoch", "greater than or equal to 1"),
+    ("members", [{"state": "running", "exit_code": 2**31}], "members.0.exit_code", "less than"),
+    ("members", [{"state": "running", "message": "\x00"}], "members.0.message", "match pattern"),
+    ("members", [{"state": "running", "rendezvous": "\x00"}], "members.0.rendezvous", "match pattern"),
+    ("samples", [SAMPLE | {"energy_j": -1}], "samples.0.energy_j", "greater than or equal to 0"),
+    ("samples", [SAMPLE | {"utilisation": 1.5}], "samples.0.utilisation", "less than or equal to 1"),
+    ("samples", [SAMPLE | {"source": "guess"}], "samples.0.source", "Input should be 'nvml'"),
+    ("samples", [SAMPLE] * 10_001, "samples", "at most 10000 items"),
+]
+
+
 def test_an_exchange_that_cannot_be_is_refused_by_field_and_changes_nothing(
-    client: TestClient, cluster: Cluster, part: str, value: Any, field: str, says: str
+    client: TestClient, cluster: Cluster, subtests: pytest.Subtests
 ) -> None:
     cluster.join("n1")
     job = cluster.submit()
     attempt = cluster.place(job, "n1")
-    if part == "members":
-        value = [member_report(attempt, AttemptState.RUNNING).model_dump(mode="json") | value[0]]
-    before = cluster.job(job)
-    body = {"protocol": PROTOCOL_VERSION, "incarnation": 1, "samples": [SAMPLE], part: value}
-    refused = client.post("/v1/agent/sync", json=body, headers=bearer(cluster.node_token("n1")))
-    assert refused.status_code == 422
-    (error,) = refused.json()["errors"]
-    assert error["field"] == field
-    assert says in error["message"]
-    assert cluster.job(job) == before
-    assert cluster.row_counts()["samples"] == 0
+    before, headers = cluster.job(job), bearer(cluster.node_token("n1"))
+    good = member_report(attempt, AttemptState.RUNNING).model_dump(mode="json")
+    for part, value, field, says in REFUSED_EXCHANGES:
+        with subtests.test(part=part, says=says):
+            sent = [good | value[0]] if part == "members" else value
+            body = {"protocol": PROTOCOL_VERSION, "incarnation": 1, "samples": [SAMPLE], part: sent}
+            refused = client.post("/v1/agent/sync", json=body, headers=headers)
+            assert refused.status_code == 422
+            (error,) = refused.json()["errors"]
+            assert error["field"] == field
+            assert says in error["message"]
+            assert cluster.job(job) == before
+            assert cluster.row_counts()["samples"] == 0
 
 
 def test_the_numbers_for_monitoring_add_up(client: TestClient, cluster: Cluster) -> None:

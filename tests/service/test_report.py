@@ -50,39 +50,38 @@ def day(cluster: Cluster) -> Cluster:
     return cluster
 
 
-@pytest.mark.parametrize(
-    ("first", "last", "available", "allocated"),
-    [
-        (0, 4, 8, 2),
-        (1, 3, 4, 2),
-        (1.5, 2.5, 2, 1),  # inside the allocation
-        (0, 2, 4, 1),  # across its beginning
-        (2, 4, 4, 1),  # across its end
-        (0, 1, 2, 0),
-        (3, 4, 2, 0),
-        (-2, 0.5, 1, 0),  # before the node joined nothing was available
-        (-1, 2, 4, 1),
-    ],
-)
-def test_a_window_counts_what_lies_inside_it(
-    day: Cluster, first: float, last: float, available: float, allocated: float
-) -> None:
-    found = between(day, first, last)
-    (node,) = found.nodes
-    assert (node.node, node.devices) == ("n1", 2)
-    assert node.available_device_hours == pytest.approx(available)
-    assert node.allocated_device_hours == pytest.approx(allocated)
-    assert node.idle_device_hours == pytest.approx(available - allocated)
-    assert [(user.user, user.jobs) for user in found.users] == ([("alice", 1)] if allocated else [])
-    inventory = inventory_of(node_report("n1", 2))
-    base_w, busy_w = host_base_w(inventory), cpu_active_w(inventory, 1.0)
-    alice_j = allocated * 3600 * (base_w / 2 + busy_w)
-    idle_j = (available / 2 * base_w - allocated * base_w / 2) * 3600
-    assert sum(user.energy_kwh for user in found.users) * KWH == pytest.approx(alice_j)
-    assert found.idle_energy_kwh == pytest.approx(idle_j / KWH)
-    assert node.energy_kwh == pytest.approx((alice_j + idle_j) / KWH)
-    assert found.total_energy_kwh == pytest.approx(node.energy_kwh)
-    assert node.quality == found.quality == "modelled"
+WINDOWS: list[tuple[float, float, float, float]] = [
+    (0, 4, 8, 2),
+    (1, 3, 4, 2),
+    (1.5, 2.5, 2, 1),  # inside the allocation
+    (0, 2, 4, 1),  # across its beginning
+    (2, 4, 4, 1),  # across its end
+    (0, 1, 2, 0),
+    (3, 4, 2, 0),
+    (-2, 0.5, 1, 0),  # before the node joined nothing was available
+    (-1, 2, 4, 1),
+]
+
+
+def test_a_window_counts_what_lies_inside_it(day: Cluster, subtests: pytest.Subtests) -> None:
+    for first, last, available, allocated in WINDOWS:
+        with subtests.test(first=first, last=last):
+            found = between(day, first, last)
+            (node,) = found.nodes
+            assert (node.node, node.devices) == ("n1", 2)
+            assert node.available_device_hours == pytest.approx(available)
+            assert node.allocated_device_hours == pytest.approx(allocated)
+            assert node.idle_device_hours == pytest.approx(available - allocated)
+            assert [(user.user, user.jobs) for user in found.users] == ([("alice", 1)] if allocated else [])
+            inventory = inventory_of(node_report("n1", 2))
+            base_w, busy_w = host_base_w(inventory), cpu_active_w(inventory, 1.0)
+            alice_j = allocated * 3600 * (base_w / 2 + busy_w)
+            idle_j = (available / 2 * base_w - allocated * base_w / 2) * 3600
+            assert sum(user.energy_kwh for user in found.users) * KWH == pytest.approx(alice_j)
+            assert found.idle_energy_kwh == pytest.approx(idle_j / KWH)
+            assert node.energy_kwh == pytest.approx((alice_j + idle_j) / KWH)
+            assert found.total_energy_kwh == pytest.approx(node.energy_kwh)
+            assert node.quality == found.quality == "modelled"
 
 
 def test_outside_of_everything_there_is_nothing(day: Cluster) -> None:
@@ -292,17 +291,14 @@ def test_the_table_has_the_same_columns_for_everybody(day: Cluster) -> None:
     assert own == [user]
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@sum"])
-def test_a_name_that_looks_like_a_formula_stays_a_name(day: Cluster, name: str) -> None:
+def test_a_name_that_looks_like_a_formula_stays_a_name(day: Cluster) -> None:
     found = between(day, 0, 4)
-    renamed = found.model_copy(
-        update={
-            "users": [found.users[0].model_copy(update={"user": name})],
-            "nodes": [found.nodes[0].model_copy(update={"node": name})],
-        }
-    )
-    rows = list(csv.DictReader(io.StringIO(to_csv(renamed))))
-    assert [row["name"] for row in rows] == [f"'{name}", f"'{name}", ""]
+    for name in ("=1+1", "+1", "-1", "@sum"):
+        users = [found.users[0].model_copy(update={"user": name})]
+        nodes = [found.nodes[0].model_copy(update={"node": name})]
+        renamed = found.model_copy(update={"users": users, "nodes": nodes})
+        rows = list(csv.DictReader(io.StringIO(to_csv(renamed))))
+        assert [row["name"] for row in rows] == [f"'{name}", f"'{name}", ""]
 
 
 def test_the_report_over_http(client: TestClient, day: Cluster, as_root: dict[str, str]) -> None:
@@ -320,25 +316,24 @@ def test_the_report_over_http(client: TestClient, day: Cluster, as_root: dict[st
     assert future["end"] == "2026-01-01T04:00:00Z", "what has not happened cannot be reported"
 
 
-@pytest.mark.parametrize(
-    ("query", "field", "says"),
-    [
-        ({"start": "2026-01-01T02:00:00Z", "end": "2026-01-01T01:00:00Z"}, "query.start", "must be before `end`"),
-        ({"start": "2026-01-01T02:00:00Z", "end": "2026-01-01T02:00:00Z"}, "query.start", "must be before `end`"),
-        ({"start": "2027-01-01T00:00:00Z"}, "query.start", "and in the past"),
-        ({"start": "2024-12-30T00:00:00Z"}, "query.start", "the window is longer than 366 days"),
-        ({"start": "0001-01-01T00:00:00+14:00"}, "query.start", "the window is longer than 366 days"),
-        ({"end": "0001-01-01T00:00:00Z"}, "query.start", "must be before `end`"),
-        ({"start": "2026-01-01T00:00:00"}, "query.start", "timezone"),
-        ({"start": "yesterday"}, "query.start", "valid datetime"),
-        ({"format": "xml"}, "query.format", "'json' or 'csv'"),
-    ],
-)
-def test_a_window_that_cannot_be_is_refused(
-    client: TestClient, day: Cluster, query: dict[str, str], field: str, says: str
-) -> None:
-    refused = client.get("/v1/reports/allocation", params=query)
-    assert refused.status_code == 422
-    (error,) = refused.json()["errors"]
-    assert error["field"] == field
-    assert says in error["message"]
+REFUSED_WINDOWS: list[tuple[dict[str, str], str, str]] = [
+    ({"start": "2026-01-01T02:00:00Z", "end": "2026-01-01T01:00:00Z"}, "query.start", "must be before `end`"),
+    ({"start": "2026-01-01T02:00:00Z", "end": "2026-01-01T02:00:00Z"}, "query.start", "must be before `end`"),
+    ({"start": "2027-01-01T00:00:00Z"}, "query.start", "and in the past"),
+    ({"start": "2024-12-30T00:00:00Z"}, "query.start", "the window is longer than 366 days"),
+    ({"start": "0001-01-01T00:00:00+14:00"}, "query.start", "the window is longer than 366 days"),
+    ({"end": "0001-01-01T00:00:00Z"}, "query.start", "must be before `end`"),
+    ({"start": "2026-01-01T00:00:00"}, "query.start", "timezone"),
+    ({"start": "yesterday"}, "query.start", "valid datetime"),
+    ({"format": "xml"}, "query.format", "'json' or 'csv'"),
+]
+
+
+def test_a_window_that_cannot_be_is_refused(client: TestClient, day: Cluster, subtests: pytest.Subtests) -> None:
+    for query, field, says in REFUSED_WINDOWS:
+        with subtests.test(query=query):
+            refused = client.get("/v1/reports/allocation", params=query)
+            assert refused.status_code == 422
+            (error,) = refused.json()["errors"]
+            assert error["field"] == field
+            assert says in error["message"]

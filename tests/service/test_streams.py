@@ -111,28 +111,33 @@ def test_output_may_come_after_the_end_until_the_node_is_clean(cluster: Cluster,
     assert stored(cluster, attempt) == {"0/stdout": b"last words"}
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "says"),
-    [
-        ("data", "not base64!", "base64"),
-        ("data", base64.b64encode(b"x" * (MAX_CHUNK_BYTES + 1)).decode(), "at most 262144"),
-        ("offset", -1, "greater than or equal to 0"),
-        ("offset", 2**63, "less than or equal to"),
-        ("rank", 2**31, "less than"),
-        ("stream", "stdin", "'stdout', 'stderr' or 'progress'"),
-    ],
-)
+REFUSED_CHUNKS: list[tuple[str, object, str]] = [
+    ("data", "not base64!", "base64"),
+    ("data", base64.b64encode(b"x" * (MAX_CHUNK_BYTES + 1)).decode(), "at most 262144"),
+    ("offset", -1, "greater than or equal to 0"),
+    ("offset", 2**63, "less than or equal to"),
+    ("rank", 2**31, "less than"),
+    ("stream", "stdin", "'stdout', 'stderr' or 'progress'"),
+]
+
+
 def test_a_chunk_that_cannot_be_kept_is_refused(
-    client: TestClient, cluster: Cluster, attempt: AttemptView, field: str, value: object, says: str
+    client: TestClient, cluster: Cluster, attempt: AttemptView, subtests: pytest.Subtests
 ) -> None:
-    good = {"attempt": attempt.id, "rank": 0, "stream": "stdout", "offset": 0, "data": "aGk="}
-    headers = bearer(cluster.node_token("n1"))
-    body: dict[str, Any] = {"protocol": PROTOCOL_VERSION, "incarnation": 1, "chunks": [good, good | {field: value}]}
-    refused = client.post("/v1/agent/sync", json=body, headers=headers)
-    assert refused.status_code == 422
-    assert refused.json()["errors"][0]["field"] == f"chunks.1.{field}"
-    assert says in refused.json()["errors"][0]["message"]
-    assert cluster.row_counts()["chunks"] == 0
+    for field, value, says in REFUSED_CHUNKS:
+        with subtests.test(field=field, says=says):
+            good = {"attempt": attempt.id, "rank": 0, "stream": "stdout", "offset": 0, "data": "aGk="}
+            headers = bearer(cluster.node_token("n1"))
+            body: dict[str, Any] = {
+                "protocol": PROTOCOL_VERSION,
+                "incarnation": 1,
+                "chunks": [good, good | {field: value}],
+            }
+            refused = client.post("/v1/agent/sync", json=body, headers=headers)
+            assert refused.status_code == 422
+            assert refused.json()["errors"][0]["field"] == f"chunks.1.{field}"
+            assert says in refused.json()["errors"][0]["message"]
+            assert cluster.row_counts()["chunks"] == 0
 
 
 def lines(client: TestClient, job: str, **query: Any) -> list[dict[str, Any]]:
@@ -203,44 +208,44 @@ def test_lines_of_progress_become_metrics_and_the_jobs_progress(
     assert (paged["items"] + rest["items"], rest["next"]) == (points, None)
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        "epoch 1 of 3",
-        "",
-        "{",
-        "[1, 2]",
-        "null",
-        "\x00\x01",
-        '{"step": -1}',
-        '{"step": 1.5}',
-        '{"step": "many"}',
-        f'{{"step": {10**30}}}',
-        f'{{"step": {2**63}}}',
-        '{"total_epochs": ' + "9" * 5_000 + "}",
-        '{"metrics": {"loss": NaN}}',
-        '{"metrics": {"loss": Infinity}}',
-        '{"metrics": {"loss": 1e999}}',
-        '{"metrics": {"loss": null}}',
-        '{"metrics": {"loss": "high"}}',
-        '{"metrics": {"a\\u0000b": 1}}',
-        '{"metrics": {"\\ud800": 1}}',
-        json.dumps({"metrics": {f"m{number}": 1 for number in range(101)}}),
-        f'{{"step": {2**63}, "metrics": {{"loss": 1}}}}',
-        '{"metrics": ' * 9_000 + "1" + "}" * 9_000,
-    ],
-    ids=lambda line: line[:24],
-)
+NO_PROGRESS = [
+    "epoch 1 of 3",
+    "",
+    "{",
+    "[1, 2]",
+    "null",
+    "\x00\x01",
+    '{"step": -1}',
+    '{"step": 1.5}',
+    '{"step": "many"}',
+    f'{{"step": {10**30}}}',
+    f'{{"step": {2**63}}}',
+    '{"total_epochs": ' + "9" * 5_000 + "}",
+    '{"metrics": {"loss": NaN}}',
+    '{"metrics": {"loss": Infinity}}',
+    '{"metrics": {"loss": 1e999}}',
+    '{"metrics": {"loss": null}}',
+    '{"metrics": {"loss": "high"}}',
+    '{"metrics": {"a\\u0000b": 1}}',
+    '{"metrics": {"\\ud800": 1}}',
+    json.dumps({"metrics": {f"m{number}": 1 for number in range(101)}}),
+    f'{{"step": {2**63}, "metrics": {{"loss": 1}}}}',
+    '{"metrics": ' * 9_000 + "1" + "}" * 9_000,
+]
+
+
 def test_a_line_that_is_no_progress_is_kept_and_otherwise_ignored(
-    cluster: Cluster, attempt: AttemptView, line: str
+    cluster: Cluster, attempt: AttemptView, subtests: pytest.Subtests
 ) -> None:
     job = cluster.sync("n1").assignments[0].job
-    progress(cluster, attempt, line, '{"step": 5, "metrics": {"loss": 0.5}}', line)
-    shown = cluster.job(job).progress
-    assert shown is not None
-    assert (shown.step, shown.metrics) == (5, {"loss": 0.5})
-    assert cluster.row_counts()["metrics"] == 1
-    assert stored(cluster, attempt)["0/progress"].count(b"\n") == 3
+    for number, line in enumerate(NO_PROGRESS, start=1):
+        with subtests.test(line=line[:40]):
+            progress(cluster, attempt, line, f'{{"step": {number}, "metrics": {{"loss": {number}.5}}}}', line)
+            shown = cluster.job(job).progress
+            assert shown is not None
+            assert (shown.step, shown.metrics) == (number, {"loss": number + 0.5})
+            assert cluster.row_counts()["metrics"] == number
+            assert stored(cluster, attempt)["0/progress"].count(b"\n") == 3 * number
 
 
 def test_the_same_progress_sent_again_counts_once(cluster: Cluster, attempt: AttemptView) -> None:
