@@ -23,7 +23,7 @@ def neighbour() -> Iterator[Neighbour]:
     with contextlib.ExitStack() as stack:
 
         def serve_page(html: str) -> str:
-            class Handler(BaseHTTPRequestHandler):
+            class Call(BaseHTTPRequestHandler):
                 def do_GET(self) -> None:
                     self.send_response(200)
                     self.send_header("Content-Type", "text/html")
@@ -33,7 +33,7 @@ def neighbour() -> Iterator[Neighbour]:
                 def log_message(self, format: str, *args: object) -> None:
                     pass
 
-            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Call))
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
             stack.callback(thread.join)
