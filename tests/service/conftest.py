@@ -1,6 +1,6 @@
 """Fixtures of the service's tests: the use cases in virtual time, and the API in process over them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from service.api.app import create_app
 from service.api.deps import Parts
 from service.api.hub import Hub
 from service.settings import Settings
+from service.web.session import COOKIE
 from tests.service.cluster import Cluster
 
 
@@ -62,3 +63,31 @@ def as_root(cluster: Cluster) -> dict[str, str]:
 
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
+
+
+ORIGIN = "http://127.0.0.1"
+OWN_FORM = {"Origin": ORIGIN}
+"""What a browser sends along with a form of one of our own pages."""
+
+SignIn = Callable[[str], TestClient]
+
+
+@pytest.fixture
+def sign_in(app: FastAPI, cluster: Cluster) -> Iterator[SignIn]:
+    """A browser of its own for each person, with the cookie of that person's token; `root` is an administrator."""
+    clients: list[TestClient] = []
+
+    def browser(name: str) -> TestClient:
+        cluster.person(name, Role.ADMIN if name == "root" else Role.USER)
+        client = stranger(app)
+        client.cookies.set(COOKIE, cluster.tokens[name], domain="127.0.0.1")
+        clients.append(client)
+        return client
+
+    yield browser
+    for client in clients:
+        client.close()
+
+
+def stranger(app: FastAPI) -> TestClient:
+    return TestClient(app, ORIGIN, follow_redirects=False)
