@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from scheduler.candidates import Candidates
-from scheduler.lp import Known, Relaxation
+from scheduler.lp import Guide, Known, Relaxation
 
 ROUNDING = 1e-9
 """What a bound gives away, relative to the largest value it can have, so that no rounding of sums makes it false."""
@@ -23,6 +23,7 @@ def waiting_floor(pool: Candidates, relaxation: Relaxation, tier: int, known: Se
     return max(0, math.ceil(proven / step)) * step
 
 
-def charge_floor(relaxation: Relaxation, known: Sequence[Known]) -> float:
-    """Lower bound of the charge, in J, of all plans whose first tiers wait as `known`."""
-    return max(0.0, relaxation.charge_floor(known) - ROUNDING * relaxation.waits_j)
+def charge_floor(relaxation: Relaxation, known: Sequence[Known]) -> tuple[float, Guide]:
+    """Lower bound of the charge, in J, of all plans whose first tiers wait as `known`, and the one it is of."""
+    proven_j, guide = relaxation.charge_floor(known)
+    return max(0.0, proven_j - ROUNDING * relaxation.waits_j), guide

@@ -4,7 +4,7 @@ Jobs stand in line by precedence, nodes by id, whatever their order in the probl
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.feasibility import free_devices, takes_work
@@ -165,6 +165,34 @@ def waiting_of(candidates: Candidates, choices: Choices) -> tuple[int, ...]:
         if index not in choices:
             sums[candidate.tier] += candidate.stake.weight
     return tuple(sums)
+
+
+def thinned(pool: Candidates, kept: Container[tuple[int, int, int]], choices: Choices) -> Candidates:
+    """The same pool with fewer places: those in `kept`, by (twin, option's number, group of sites), and the chosen.
+
+    Choices of the thinned pool are choices of the pool.
+    """
+
+    def thin(index: int, number: int) -> Option:
+        candidate = pool.line[index]
+        choice = choices.get(index)
+        own = choice.sites if choice is not None and choice.option == number else ()
+        return replace(
+            candidate.options[number],
+            sites=tuple(
+                site
+                for site in candidate.options[number].sites
+                if (candidate.twin, number, pool.sites[site].group) in kept or site in own
+            ),
+        )
+
+    return replace(
+        pool,
+        line=tuple(
+            replace(candidate, options=tuple(thin(index, number) for number in range(len(candidate.options))))
+            for index, candidate in enumerate(pool.line)
+        ),
+    )
 
 
 def ends_of(pool: Candidates) -> list[float]:

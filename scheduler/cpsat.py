@@ -10,7 +10,7 @@ answer. Wall-clock time only stops a search that went wrong, and the answer says
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
@@ -72,18 +72,12 @@ def least_waiting(
     )
 
 
-def least_charge(
-    pool: Candidates, caps: Sequence[int], ends: Mapping[float, float], hint: Choices | None, effort: Effort
-) -> Answer:
-    """The cheapest choices whose tiers wait no more than `caps`.
-
-    `ends` maps every end of an option to the one it is priced with. Where that is the end itself the bound is proven
-    for the pool; a coarser map makes a smaller model that finds good choices sooner, and its bound says nothing.
-    """
+def least_charge(pool: Candidates, caps: Sequence[int], hint: Choices | None, effort: Effort) -> Answer:
+    """The cheapest choices whose tiers wait no more than `caps`, and a lower bound of the charge of all such."""
     packing = _Packing(pool, pool.tiers - 1)
     for tier, cap in enumerate(caps):
         packing.model.add(packing.waiting(tier) <= cap)
-    terms = packing.ladders(ends)
+    terms = packing.ladders()
     waits_j = 0.0
     for index, candidate in enumerate(pool.line):
         waits_j += candidate.stake.wait_j
@@ -139,7 +133,7 @@ class _Packing:
                 terms += [-candidate.stake.weight * self.starts[index, o] for o in range(len(candidate.options))]
         return sum(terms) + total
 
-    def ladders(self, ends: Mapping[float, float]) -> list[tuple[float, cp_model.IntVar]]:
+    def ladders(self) -> list[tuple[float, cp_model.IntVar]]:
         """What keeping sites on costs: for each site and end, the price in J of staying on past it.
 
         A site that is on past an end is on past every earlier one.
@@ -151,13 +145,13 @@ class _Packing:
                 continue
             before: cp_model.IntVar | None = None
             begins = site.end_s
-            for end_s in sorted({ends[option.end_s] for option, _ in users if ends[option.end_s] > site.end_s}):
+            for end_s in sorted({option.end_s for option, _ in users if option.end_s > site.end_s}):
                 past = self.model.new_bool_var("")
                 prices.append((site.rate_w * (end_s - begins) + (site.boot_j if before is None else 0.0), past))
                 if before is not None:
                     self.model.add_implication(past, before)
                 before, begins = past, end_s
-                longer = [(option, member) for option, member in users if ends[option.end_s] >= end_s]
+                longer = [(option, member) for option, member in users if option.end_s >= end_s]
                 # One row for all members at once: a tighter linear relaxation than one implication for each.
                 for needs, free in device_limits(site, [option for option, _ in longer]):
                     held = sum(need * member for need, (_, member) in zip(needs, longer, strict=True) if need)

@@ -1,10 +1,13 @@
 """Baseline and fallback: every job in line starts where it adds least, if it fits at all. Needs no solver."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from scheduler.candidates import Candidate, Candidates, Choice, Choices, Option, Site
 
 REPACK_ATTEMPTS = 40
+
+LEAST_START = 1e-6
+"""A smaller fraction of a job is a rounding error."""
 
 
 def complete(candidates: Candidates, choices: Choices) -> dict[int, Choice]:
@@ -27,6 +30,34 @@ def complete(candidates: Candidates, choices: Choices) -> dict[int, Choice]:
                 for site in choice.sites:
                     room[site].take(candidate.options[choice.option])
     return found
+
+
+def follow(candidates: Candidates, starts: Mapping[tuple[int, int], float], *, sure_first: bool) -> dict[int, Choice]:
+    """Choices in the shapes that a fractional plan prefers, and then whatever else fits.
+
+    `starts` says how many of the jobs of a twin number start with an option (`scheduler.lp.Starts`). Tier by tier the
+    widest gangs are placed first, because they find room last; with `sure_first` those before them that start whole.
+    """
+    left = dict(starts)
+    wanted: list[tuple[int, float, int, int, int]] = []
+    for index, candidate in enumerate(candidates.line):
+        shares = [left.get((candidate.twin, number), 0.0) for number in range(len(candidate.options))]
+        number = max(range(len(shares)), key=shares.__getitem__)
+        share = min(1.0, shares[number])
+        if share > LEAST_START:
+            left[candidate.twin, number] -= share
+            option = candidate.options[number]
+            doubt = 1.0 - round(share, 3) if sure_first else 0.0
+            wanted.append((candidate.tier, doubt, -option.members * option.devices, index, number))
+    room = [_Room(site) for site in candidates.sites]
+    found: dict[int, Choice] = {}
+    for *_, index, number in sorted(wanted):
+        choice = _cheapest(candidates.line[index], [number], room)
+        if choice is not None:
+            found[index] = choice
+            for site in choice.sites:
+                room[site].take(candidates.line[index].options[number])
+    return complete(candidates, found)
 
 
 def repack(candidates: Candidates, choices: Choices, *, keep_shapes: bool) -> dict[int, Choice] | None:

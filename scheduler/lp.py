@@ -12,7 +12,7 @@ the right sign prove a bound however they were found, so rounding errors or a so
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,10 @@ from scheduler.candidates import (
 
 Vector = NDArray[np.float64]
 
+NOTHING = 1e-6
+"""A smaller part of a member is a rounding error."""
+
+
 EXACT_PLACES = 30_000
 """Up to this many pairs of option and site every end of a job is a step of the ladder."""
 
@@ -54,11 +58,27 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guide:
+    """What the cheapest fractional plan does; empty if none was found.
+
+    `starts[twin, o]`: how many of the jobs of one twin number start with option o, fractions included.
+    `places`: the (twin, option, group of sites) where it puts any member.
+    """
+
+    starts: Mapping[tuple[int, int], float]
+    places: frozenset[tuple[int, int, int]]
+
+
+NO_GUIDE = Guide(starts={}, places=frozenset())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Relaxation:
     """rows * v <= most, 0 <= v <= upper, with `rows` a sparse matrix.
 
     The waiting of tier t is `weights[t] + waiting[t] * v`; the charge (`scheduler.candidates.charge_j`, J) is
-    `waits_j + charge * v`.
+    `waits_j + charge * v`. `members[twin, o]` has the variables that count members of option o of the jobs of one twin
+    number, by group of sites, and how many members one such job has.
     """
 
     rows: Any
@@ -68,19 +88,28 @@ class Relaxation:
     waits_j: float
     waiting: tuple[Vector, ...]
     weights: tuple[int, ...]
+    members: Mapping[tuple[int, int], tuple[dict[int, int], int]]
 
     def waiting_floor(self, tier: int, known: Sequence[Known]) -> float:
         """Lower bound of a tier's waiting in all plans whose first tiers wait as `known`."""
-        return self.weights[tier] + self._least(self.waiting[tier], known)
+        return self.weights[tier] + self._least(self.waiting[tier], known)[0]
 
-    def charge_floor(self, known: Sequence[Known]) -> float:
-        """Lower bound of the charge, in J, of all plans whose first tiers wait as `known`."""
-        return self.waits_j + self._least(self.charge, known)
+    def charge_floor(self, known: Sequence[Known]) -> tuple[float, Guide]:
+        """Lower bound of the charge, in J, of all plans whose first tiers wait as `known`, and the one it is of."""
+        least, values = self._least(self.charge, known)
+        return self.waits_j + least, NO_GUIDE if values is None else self._guide(values)
 
-    def _least(self, objective: Vector, known: Sequence[Known]) -> float:
-        scale = float(np.abs(objective).max(initial=0.0))
-        if scale == 0.0:
-            return 0.0
+    def _guide(self, values: Vector) -> Guide:
+        starts: dict[tuple[int, int], float] = {}
+        used: set[tuple[int, int, int]] = set()
+        for (twin, number), (columns, size) in self.members.items():
+            starts[twin, number] = sum(float(values[column]) for column in columns.values()) / size
+            used |= {(twin, number, group) for group, column in columns.items() if values[column] > NOTHING}
+        return Guide(starts=starts, places=frozenset(used))
+
+    def _least(self, objective: Vector, known: Sequence[Known]) -> tuple[float, Vector | None]:
+        """A lower bound of objective * v, and the v that was found."""
+        scale = float(np.abs(objective).max(initial=0.0)) or 1.0
         rows, most = self._narrowed(known)
         result: Any = linprog(
             objective / scale,
@@ -93,7 +122,7 @@ class Relaxation:
         found: Vector | None = result.ineqlin.marginals
         prices = np.zeros_like(most) if found is None else np.minimum(found, 0.0) * scale
         reduced = objective - rows.T @ prices
-        return float(prices @ most + np.minimum(reduced, 0.0) @ self.upper)
+        return float(prices @ most + np.minimum(reduced, 0.0) @ self.upper), result.x
 
     def _narrowed(self, known: Sequence[Known]) -> tuple[Any, Vector]:
         """The rows and what is known of the first tiers, each row scaled by the tier's weight."""
@@ -148,6 +177,7 @@ class _Writing:
         self.waits_j = 0.0
         self.waiting: list[dict[int, float]] = [{} for _ in range(tiers)]
         self.weights = [0] * tiers
+        self.members: dict[tuple[int, int], tuple[dict[int, int], int]] = {}
         self.row: list[int] = []
         self.column: list[int] = []
         self.value: list[float] = []
@@ -178,6 +208,7 @@ class _Writing:
             waits_j=self.waits_j,
             waiting=tuple(waiting),
             weights=tuple(self.weights),
+            members=self.members,
         )
 
 
@@ -194,7 +225,7 @@ def _write_job(
     writing.waits_j += alike * stake.wait_j
     writing.weights[candidate.tier] += alike * stake.weight
     starts: list[tuple[int, float]] = []
-    for option in candidate.options:
+    for number, option in enumerate(candidate.options):
         columns: dict[int, int] = {}
         for group in sorted({pool.sites[site].group for site in option.sites}):
             most = min(option.members, counts[group]) * alike
@@ -202,6 +233,7 @@ def _write_job(
             writing.waiting[candidate.tier][column] = -stake.weight / option.members
             users[group].append(_User(option, alike, column))
             columns[group] = column
+        writing.members[candidate.twin, number] = (columns, option.members)
         starts += [(column, 1 / option.members) for column in columns.values()]
         for group, column in columns.items():
             if counts[group] < option.members:

@@ -84,7 +84,7 @@ class Plan:
     cost: Cost
     bound_j: float
     method: str
-    """`cpsat` or `greedy`: which of the two gave the placements."""
+    """`cpsat` or `greedy`: whether the search found better placements than the greedy ones."""
     status: str
     """`optimal`, `feasible`, `watchdog` or `fallback`: what is proven about them."""
 

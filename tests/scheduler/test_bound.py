@@ -40,7 +40,7 @@ def bounds_of(tried: Problem) -> tuple[tuple[int, ...], float]:
         known = [Known(floor=value, cap=value) for value in least]
         for tier in range(pool.tiers):
             floors[tier] += waiting_floor(pool, relaxation, tier, known[:tier])
-        cost += charge_floor(relaxation, known)
+        cost += charge_floor(relaxation, known)[0]
     return tuple(floors), cost
 
 
@@ -56,19 +56,19 @@ def test_bounds_are_never_above_the_truth(tried: Problem) -> None:
 def test_a_solve_cut_short_still_proves_something_true(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = pools(find_candidates(draw_problem(np.random.default_rng(1), jobs=60, nodes=24)))[0]
     relaxation = relax(pool)
-    full = relaxation.charge_floor([])
+    full = relaxation.charge_floor([])[0]
     monkeypatch.setattr(lp, "MAX_ITERATIONS", 3)
-    assert -math.inf < relaxation.charge_floor([]) < full
+    assert -math.inf < relaxation.charge_floor([])[0] < full
 
 
 def test_coarse_steps_weaken_the_bound_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = max(
         pools(find_candidates(draw_problem(np.random.default_rng(1), jobs=60, nodes=24))), key=lambda p: len(p.line)
     )
-    exact = relax(pool).charge_floor([])
+    exact = relax(pool).charge_floor([])[0]
     monkeypatch.setattr(lp, "EXACT_PLACES", 0)
     monkeypatch.setattr(lp, "FEW_ENDS", 4)
-    coarse = relax(pool).charge_floor([])
+    coarse = relax(pool).charge_floor([])[0]
     assert 0 < coarse < exact
 
 
@@ -76,7 +76,7 @@ def test_a_node_that_carries_any_job_is_charged_whole() -> None:
     nodes = [switchable(node("a", h100=8), on=False)]
     (pool,) = pools(find_candidates(problem(nodes, [job("j1", shape(1, run_s=HOUR))])))
     known = [Known(floor=0, cap=0)]
-    assert charge_floor(relax(pool), known) == pytest.approx(360_000 + 990.0 * HOUR)
+    assert charge_floor(relax(pool), known)[0] == pytest.approx(360_000 + 990.0 * HOUR)
 
 
 def test_gangs_that_leave_gaps_are_seen() -> None:
@@ -101,11 +101,11 @@ def test_what_is_known_of_waiting_narrows_the_bound_of_cost() -> None:
     jobs = [job(f"j{number}", shape(1, run_s=8 * HOUR), wait_w=1.0) for number in range(2)]
     (pool,) = pools(find_candidates(problem(nodes, jobs)))
     relaxation = relax(pool)
-    assert charge_floor(relaxation, []) == pytest.approx(2 * 1.0 * 8 * HOUR)
+    assert charge_floor(relaxation, [])[0] == pytest.approx(2 * 1.0 * 8 * HOUR)
     one_waits = 1.0 * 8 * HOUR + 990.0 * 8 * HOUR
-    assert charge_floor(relaxation, [Known(floor=1000, cap=1000)]) == pytest.approx(one_waits)
-    assert charge_floor(relaxation, [Known(floor=0, cap=1000)]) == pytest.approx(one_waits)
-    assert charge_floor(relaxation, [Known(floor=1000, cap=2000)]) == pytest.approx(2 * 1.0 * 8 * HOUR)
+    assert charge_floor(relaxation, [Known(floor=1000, cap=1000)])[0] == pytest.approx(one_waits)
+    assert charge_floor(relaxation, [Known(floor=0, cap=1000)])[0] == pytest.approx(one_waits)
+    assert charge_floor(relaxation, [Known(floor=1000, cap=2000)])[0] == pytest.approx(2 * 1.0 * 8 * HOUR)
 
 
 @pytest.mark.parametrize("seed", range(4))
