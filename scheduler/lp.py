@@ -39,7 +39,7 @@ NOTHING = 1e-6
 """A smaller part of a member is a rounding error."""
 
 
-EXACT_PLACES = 30_000
+EXACT_PLACES = 4_000
 """Up to this many pairs of option and site every end of a job is a step of the ladder."""
 
 FEW_ENDS = 24
