@@ -2,7 +2,7 @@
 
 from hypothesis import HealthCheck, given, settings
 
-from scheduler.candidates import charge_j, find_candidates, to_placements, waiting_of
+from scheduler.candidates import Choice, charge_j, find_candidates, to_placements, waiting_of
 from scheduler.greedy import complete, repack
 from scheduler.objective import evaluate, waiting
 from scheduler.plan import Placement
@@ -101,3 +101,12 @@ def test_repacking_lets_short_jobs_ride_along_with_long_ones() -> None:
     assert again is not None
     assert charge_j(candidates, greedy) == 990.0 * (6 + 6) * HOUR
     assert charge_j(candidates, again) == 990.0 * (6 + 1) * HOUR
+
+
+def test_repacking_keeps_shapes_where_it_is_told_to() -> None:
+    cheap, dear = shape(1, kind="h100", active_w=1.0), shape(1, kind="t4", active_w=9.0)
+    candidates = find_candidates(problem([node("a", h100=1), node("b", t4=1)], [job("j1", cheap, dear)]))
+    choices = {0: Choice(option=1, sites=(1,))}
+    kept, free = (repack(candidates, choices, keep_shapes=keep) for keep in (True, False))
+    assert kept == choices
+    assert free == {0: Choice(option=0, sites=(0,))}

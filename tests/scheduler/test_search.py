@@ -7,20 +7,26 @@ from hypothesis import HealthCheck, given, settings
 from bench.problems import draw_problem
 from scheduler import search
 from scheduler.bound import charge_floor
-from scheduler.candidates import charge_j, find_candidates, places, pools, thinned, waiting_of
+from scheduler.candidates import Candidates, Choices, charge_j, find_candidates, places, pools, thinned, waiting_of
 from scheduler.cpsat import Answer
 from scheduler.greedy import complete, follow
 from scheduler.lp import NO_GUIDE, Known, relax
 from scheduler.problem import Budget, Problem
-from scheduler.search import Allowance
+from scheduler.search import Allowance, Found, polish, settle
 from scheduler.solve import solve
 from scheduler.verify import verify
 from tests import oracle, strategies
 from tests.builders import HOUR, job, node, problem, shape, switchable
 
+AMPLE = Budget(deterministic_s=5.0, watchdog_s=60.0)
+
 tiny = settings(
     max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def names(pool: Candidates, choices: Choices) -> set[str]:
+    return {pool.line[index].job.id for index in choices}
 
 
 @tiny
@@ -28,7 +34,7 @@ tiny = settings(
 def test_a_pool_too_large_for_a_whole_model_is_planned_soundly(tried: Problem) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "MAX_PLACES", 0)
-        plan = solve(tried, Budget(deterministic_s=5.0, watchdog_s=60.0))
+        plan = solve(tried, AMPLE)
     assert verify(tried, plan) == []
     true = oracle.best(tried)
     assert plan.bound_j <= true.cost_j * (1 + 1e-9) + 1e-6
@@ -55,19 +61,19 @@ def test_choices_that_follow_a_fractional_plan_are_sound_and_full(tried: Problem
                     assert sum(option.devices for option in there if option.kind == kind) <= free
 
 
-def test_following_keeps_to_precedence_and_places_wide_gangs_first() -> None:
-    jobs = [
-        job("slim-1", shape(1)),
-        job("wide-2", shape(3)),
-        job("urgent-3", shape(1), priority=1),
-        job("unwanted-4", shape(3, run_s=2 * HOUR)),
-    ]
+def test_following_keeps_to_precedence() -> None:
+    jobs = [job("slim-1", shape(1)), job("wide-2", shape(3)), job("urgent-3", shape(2), priority=1)]
     (pool,) = pools(find_candidates(problem([node("a", h100=4)], jobs)))
-    line = [candidate.job.id for candidate in pool.line]
-    all_but_one = {(candidate.twin, 0): float(candidate.job.id != "unwanted-4") for candidate in pool.line}
-    assert {line[index] for index in follow(pool, all_but_one, sure_first=False)} == {"urgent-3", "wide-2"}
-    half_wide = {key: 0.5 if line[key[0]] == "wide-2" else share for key, share in all_but_one.items()}
-    assert {line[index] for index in follow(pool, half_wide, sure_first=True)} == {"urgent-3", "slim-1"}
+    all_start = {(candidate.twin, 0): 1.0 for candidate in pool.line}
+    assert names(pool, follow(pool, all_start, sure_first=False)) == {"urgent-3", "slim-1"}
+
+
+def test_following_places_what_the_plan_starts_and_wide_gangs_first() -> None:
+    jobs = [job("slim-1", shape(2)), job("wide-2", shape(3)), job("unwanted-3", shape(4))]
+    (pool,) = pools(find_candidates(problem([node("a", h100=4)], jobs)))
+    slim, wide, _ = (candidate.twin for candidate in pool.line)
+    assert names(pool, follow(pool, {(slim, 0): 1.0, (wide, 0): 0.5}, sure_first=False)) == {"wide-2"}
+    assert names(pool, follow(pool, {(slim, 0): 1.0, (wide, 0): 0.5}, sure_first=True)) == {"slim-1"}
     assert follow(pool, {}, sure_first=True) == complete(pool, {})
 
 
@@ -89,6 +95,41 @@ def test_a_thinned_pool_keeps_the_places_of_the_guide_and_of_the_choices() -> No
     assert [candidate.options[0].sites for candidate in thin.line] == [(1, 2), (2,)]
     assert charge_j(thin, choices) == charge_j(pool, choices)
     assert places(thinned(pool, NO_GUIDE.places, choices)) == len(choices)
+
+
+def test_only_a_model_of_all_places_proves_a_charge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thinned to the places it has, the greedy plan is the cheapest; among all places it is not."""
+    nodes = [switchable(node(name, h100=2)) for name in "ab"]
+    jobs = [job(f"j{number}", shape(1, run_s=hours * HOUR)) for number, hours in enumerate((1, 6, 6, 1))]
+    (pool,) = pools(find_candidates(problem(nodes, jobs)))
+    start = Found(choices=complete(pool, {}), bound_j=0.0, settled=True, proven=False, guide=NO_GUIDE)
+    assert charge_j(pool, start.choices) == 990.0 * (6 + 6) * HOUR
+    found = polish(pool, start, Allowance(AMPLE), 1.0)
+    assert found.proven
+    assert found.bound_j == pytest.approx(charge_j(pool, found.choices)) == 990.0 * (6 + 1) * HOUR
+    monkeypatch.setattr(search, "MAX_PLACES", 0)
+    thin = polish(pool, start, Allowance(AMPLE), 1.0)
+    assert (thin.choices, thin.bound_j, thin.proven) == (start.choices, 0.0, False)
+
+
+def test_only_a_model_of_all_places_proves_a_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "MAX_PLACES", 0)
+    monkeypatch.setattr(search, "charge_floor", lambda *_: (0.0, NO_GUIDE))
+    (pool,) = pools(find_candidates(problem([node("a", h100=4)], [job("first-1", shape(1)), job("wide-2", shape(4))])))
+    found = settle(pool, complete(pool, {}), Allowance(AMPLE))
+    assert names(pool, found.choices) == {"first-1"}
+    assert not found.settled
+
+
+def test_the_least_charge_is_no_proof_while_a_tier_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing costs anything here, so that every plan has the least charge; but another one lets less wait."""
+    monkeypatch.setattr(search, "follow", lambda pool, *_, **__: complete(pool, {}))
+    jobs = [job("first-1", shape(1), wait_w=0.0), job("wide-2", shape(4), wait_w=0.0)]
+    (pool,) = pools(find_candidates(problem([node("a", h100=4)], jobs)))
+    found = settle(pool, complete(pool, {}), Allowance(Budget(deterministic_s=0.0)))
+    assert charge_j(pool, found.choices) == found.bound_j == 0.0
+    assert (found.settled, found.proven) == (False, False)
+    assert settle(pool, complete(pool, {}), Allowance(AMPLE)).proven
 
 
 def test_searches_keep_to_the_allowance_and_say_when_a_watchdog_ended_one() -> None:
