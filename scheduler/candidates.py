@@ -195,22 +195,9 @@ def thinned(pool: Candidates, kept: Container[tuple[int, int, int]], choices: Ch
     )
 
 
-def ends_of(pool: Candidates) -> list[float]:
-    """Every end that an option of the pool can have, in s, ascending."""
-    return sorted({option.end_s for candidate in pool.line for option in candidate.options})
-
-
 def places(pool: Candidates) -> int:
     """How many pairs of option and site the pool has: the size of an exact model of it."""
     return sum(len(option.sites) for candidate in pool.line for option in candidate.options)
-
-
-def geometric(ends: Sequence[float], count: int) -> list[float]:
-    """At most `count` ends in equal ratios from the first of `ends` to the last: what matters is the ratio of two."""
-    if len(ends) <= count:
-        return list(ends)
-    step = math.log(ends[-1] / ends[0]) / (count - 1)
-    return [ends[0], *(ends[0] * math.exp(step * number) for number in range(1, count - 1)), ends[-1]]
 
 
 def device_limits(site: Site, options: Sequence[Option]) -> list[tuple[list[int], int]]:

@@ -10,6 +10,7 @@ the right sign prove a bound however they were found, so rounding errors or a so
 # scipy ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 
+import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,6 @@ from scheduler.candidates import (
     Option,
     Site,
     device_limits,
-    ends_of,
-    geometric,
     host_limits,
     places,
 )
@@ -143,8 +142,8 @@ def relax(pool: Candidates) -> Relaxation:
     groups: dict[int, list[Site]] = defaultdict(list)
     for site in pool.sites:
         groups[site.group].append(site)
-    ends = ends_of(pool)
-    steps = ends if places(pool) <= EXACT_PLACES else geometric(ends, FEW_ENDS)
+    ends = sorted({option.end_s for candidate in pool.line for option in candidate.options})
+    steps = ends if places(pool) <= EXACT_PLACES else _geometric(ends, FEW_ENDS)
     writing = _Writing(tiers=pool.tiers)
     twins: dict[int, list[Candidate]] = defaultdict(list)
     for candidate in pool.line:
@@ -157,6 +156,14 @@ def relax(pool: Candidates) -> Relaxation:
         if sites[0].charged:
             _write_ladder(writing, sites[0], len(sites), users[group], steps)
     return writing.relaxation()
+
+
+def _geometric(ends: Sequence[float], count: int) -> list[float]:
+    """At most `count` ends in equal ratios from the first of `ends` to the last: what matters is the ratio of two."""
+    if len(ends) <= count:
+        return list(ends)
+    step = math.log(ends[-1] / ends[0]) / (count - 1)
+    return [ends[0], *(ends[0] * math.exp(step * number) for number in range(1, count - 1)), ends[-1]]
 
 
 @dataclass(frozen=True, slots=True)
