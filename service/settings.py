@@ -41,7 +41,7 @@ class Settings(BaseModel):
     insecure: bool = False
     queues: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(default=("default",), min_length=1)
     pue: float = Field(default=1.0, ge=1.0, le=10.0)
-    lease_s: float = Field(default=60.0, ge=1.0, le=86_400.0)
+    lease_s: float = Field(default=300.0, ge=1.0, le=86_400.0)
     tick_s: float = Field(default=10.0, ge=0.1, le=3_600.0)
     stop_grace_s: float = Field(default=10.0, ge=0.0, le=3_600.0)
     max_attempts: int = Field(default=5, ge=1, le=1_000)

@@ -52,6 +52,9 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.2
 """How often output is looked for, and at most sent, while something runs."""
+LONGEST_SILENCE_S = 10.0
+"""A node that has nothing to say calls this often all the same, however long its lease: one that is not heard for
+three such times gets nothing new."""
 FAREWELL_S = 5.0
 """How long an agent that stopped everything tries to say so before it leaves anyway."""
 MAX_READINGS = 10_000
@@ -377,7 +380,7 @@ class Agent:
     # -- waiting
 
     def _renew_s(self) -> float:
-        return self._renewed_s + self._lease_s / 4
+        return self._renewed_s + min(self._lease_s / 4, LONGEST_SILENCE_S)
 
     def _next_s(self, runs: Mapping[str, Run]) -> float:
         """When to look again although no bell rang."""

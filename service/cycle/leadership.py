@@ -8,12 +8,12 @@ from sqlalchemy import Engine
 
 from service.store import cycles as store
 
-PATIENCE_S = 20.0
-"""How long the leader's counter may stand still. It does while the leader solves: longer than the longest solve, or two
-processes would depose each other for ever, and neither would commit."""
+PATIENCE_S = 6.0
+"""How long the leader's counter may stand still: three renewals. With a look each second a leader that is dead or
+frozen is followed within 10 s, whatever it was doing."""
 
 RENEW_S = 2.0
-"""The leader renews at least this often while it does not solve."""
+"""The leader renews at least this often, also while it solves."""
 
 
 class Leadership:
@@ -53,6 +53,12 @@ class Leadership:
             if store.take_leadership(tx, term=row.term, renewals=row.renewals, holder=self._holder):
                 self._term = row.term + 1
             return self._term
+
+    def keep(self) -> None:
+        """Renew while `lead` cannot be called because the leader works. Any thread may."""
+        if (term := self._term) is not None:
+            with self._engine.begin() as tx:
+                store.renew_leadership(tx, term=term)
 
     def resign(self) -> None:
         """Let another process take over at once."""

@@ -1,5 +1,6 @@
 """The cycle: expire, snapshot, solve, verify, commit, record."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -20,7 +21,7 @@ from scheduler.verify import verify
 from service import maintenance, nodes
 from service.cycle.commit import Overtaken, TermOver, commit_gang
 from service.cycle.leadership import RENEW_S, Leadership
-from service.cycle.leases import Leases
+from service.cycle.leases import Leases, Silence
 from service.cycle.problem import Seen, read_problem, verdict_view
 from service.cycle.solver import SolverProcess
 from service.db import snapshot
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 
 HOUSEKEEPING_S = RENEW_S / 2
 """How often the leader renews its term and looks for silent nodes."""
+
+LONGEST_STEP_S = 120.0
+"""A leader whose step takes longer, far beyond the solver's own limit, hangs: it is not kept in the lead any more."""
 
 
 class Cycle:
@@ -68,13 +72,16 @@ class Cycle:
         self._term: int | None = None
         self._led_at = float("-inf")
         self._planned_at = float("-inf")
+        self._stepped_at = float("-inf")
+        self._silence = Silence(lost=(), doubted=(), quiet=frozenset())
 
     def step(self, *, woken: bool) -> None:
         """One turn: lead, expire, and plan if something has changed or jobs have waited for a tick.
 
         Who was leading a moment ago plans at once: a term that is over is noticed at the commit.
         """
-        if self._term is None or self._clock_s() - self._led_at >= HOUSEKEEPING_S:
+        self._stepped_at = self._clock_s()
+        if self._term is None or self._stepped_at - self._led_at >= HOUSEKEEPING_S:
             woken |= self._lead()
             if self._term is None:
                 return
@@ -82,6 +89,11 @@ class Cycle:
         if woken or self._clock_s() - self._planned_at >= self._settings.tick_s:
             self._planned_at = self._clock_s()
             self._plan(self._term)
+
+    def keep_leading(self) -> None:
+        """Renew the lead, if it is ours, in the middle of a step. For another thread than the one that steps."""
+        if self._clock_s() - self._stepped_at < LONGEST_STEP_S:
+            self._leadership.keep()
 
     def resign(self) -> None:
         """Stop leading, if we do."""
@@ -103,7 +115,14 @@ class Cycle:
             rows = node_store.list_nodes(tx)
             overdue = node_store.overdue_drains(tx, self._now())
         contacts = {row.id: row.last_seen_at for row in rows if row.state == NodeState.READY.value}
-        for node_id in self._leases.look(contacts, self._clock_s()):
+        doubted, self._silence = self._silence.doubted, self._leases.look(contacts, self._clock_s())
+        if self._silence.doubted and not doubted:
+            log.error(
+                "%d of %d nodes are silent at once: no lease ends while that lasts",
+                len(self._silence.doubted),
+                len(contacts),
+            )
+        for node_id in self._silence.lost:
             with self._engine.begin() as tx:
                 lost = nodes.lose(
                     tx,
@@ -124,7 +143,7 @@ class Cycle:
         # 1. One consistent read. The transaction is over before the solver starts.
         at, started_s = self._now(), time.perf_counter()
         with snapshot(self._engine) as tx:
-            problem, seen = read_problem(tx, pue=self._settings.pue, now=at)
+            problem, seen = read_problem(tx, pue=self._settings.pue, quiet=self._silence.quiet, now=at)
         if not problem.jobs:
             return
         # 2. Solve in the child.
@@ -226,6 +245,8 @@ class Cycle:
 def run(cycle: Cycle, solver: SolverProcess, wake: threading.Event, stopped: threading.Event) -> None:
     """Step whenever woken, and at least often enough to renew the lead, until stopped."""
     solver.start()
+    keeper = threading.Thread(target=_keep_leading, args=(cycle, stopped), name="lead", daemon=True)
+    keeper.start()
     try:
         while not stopped.is_set():
             woken = wake.wait(HOUSEKEEPING_S)
@@ -239,3 +260,9 @@ def run(cycle: Cycle, solver: SolverProcess, wake: threading.Event, stopped: thr
         cycle.resign()
     finally:
         solver.stop()
+
+
+def _keep_leading(cycle: Cycle, stopped: threading.Event) -> None:
+    while not stopped.wait(RENEW_S):
+        with contextlib.suppress(OperationalError, PoolTimeout):  # `run` sees it too, and says so
+            cycle.keep_leading()

@@ -1,8 +1,8 @@
 """From rows to the planner's words: one consistent read of the database becomes a `Problem`."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -54,11 +54,17 @@ class Seen:
     """The array of each job that is part of one."""
 
 
-def read_problem(tx: Connection, *, pue: float, now: datetime) -> tuple[Problem, Seen]:
-    """The planner's input, and the versions it stands for. `tx` must be one snapshot."""
+def read_problem(
+    tx: Connection, *, pue: float, now: datetime, quiet: Collection[str] = frozenset()
+) -> tuple[Problem, Seen]:
+    """The planner's input, and the versions it stands for. `tx` must be one snapshot.
+
+    Args:
+        quiet: nodes that are ready but were not heard lately; nothing new goes there.
+    """
     node_rows = node_store.list_nodes(tx)
     job_rows = job_store.list_queued(tx, MAX_PENDING, now=now)
-    nodes = _nodes(tx, node_rows, now)
+    nodes = _nodes(tx, node_rows, now, quiet)
     problem = Problem(nodes=nodes, jobs=tuple(_job(row, nodes) for row in job_rows), pue=pue)
     seen = Seen(
         versions={row.id: row.version for row in job_rows},
@@ -119,7 +125,7 @@ def inventory_of(row: Record, devices: Sequence[Record]) -> Inventory:
     )
 
 
-def _nodes(tx: Connection, rows: Sequence[Record], now: datetime) -> tuple[Node, ...]:
+def _nodes(tx: Connection, rows: Sequence[Record], now: datetime, quiet: Collection[str]) -> tuple[Node, ...]:
     devices: dict[str, list[Record]] = {}
     for device in node_store.list_devices(tx):
         devices.setdefault(device.node_id, []).append(device)
@@ -129,7 +135,8 @@ def _nodes(tx: Connection, rows: Sequence[Record], now: datetime) -> tuple[Node,
     work: dict[str, list[Record]] = {}
     for member in attempt_store.held_work(tx):
         work.setdefault(member.node_id, []).append(member)
-    return tuple(_node(row, devices.get(row.id, []), taken, work.get(row.id, []), now) for row in rows)
+    nodes = (_node(row, devices.get(row.id, []), taken, work.get(row.id, []), now) for row in rows)
+    return tuple(replace(node, open=False) if node.id in quiet else node for node in nodes)
 
 
 def _empty_nodes(tx: Connection) -> tuple[Node, ...]:

@@ -15,9 +15,8 @@ from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve
 from service.cycle.leadership import PATIENCE_S, Leadership
-from service.cycle.leases import MARGIN_S
-from service.cycle.loop import Cycle
-from service.cycle.solver import GRACE_S
+from service.cycle.leases import MARGIN_S, QUIET_S
+from service.cycle.loop import LONGEST_STEP_S, Cycle
 from service.lifecycle import back_off_s
 from service.store import cycles as cycle_store
 from tests.service.cluster import Cluster
@@ -302,5 +301,79 @@ def test_of_two_that_reach_for_the_lead_one_gets_it(cluster: Cluster) -> None:
     assert later[1].lead(2.6 * PATIENCE_S) == 3, "on its own clock the leader has stood still for long enough"
 
 
-def test_a_follower_is_more_patient_than_any_solve_is_long() -> None:
-    assert Budget().watchdog_s + GRACE_S < PATIENCE_S
+def test_a_leader_that_solves_for_long_stays_the_leader(cluster: Cluster) -> None:
+    cluster.join("n1")
+    job = cluster.submit()
+    second = new_cycle(cluster, "second")
+
+    def long(problem: Problem, budget: Budget) -> Plan:
+        for _ in range(10):
+            cluster.advance(PATIENCE_S / 3)
+            first.keep_leading()  # as another thread does meanwhile
+            second.step(woken=True)
+        return solve(problem, budget)
+
+    first = new_cycle(cluster, "first", long)
+    first.step(woken=True)
+    assert states(cluster, job) == ["starting"]
+    with cluster.engine.begin() as tx:
+        (row,) = cycle_store.list_cycles(tx, before=None, limit=10)
+    assert (row.term, row.committed) == (1, 1)
+
+
+def test_a_leader_that_hangs_is_not_kept(cluster: Cluster) -> None:
+    cluster.join("n1")
+    job = cluster.submit()
+    second = new_cycle(cluster, "second")
+
+    def hangs(problem: Problem, budget: Budget) -> Plan:
+        second.step(woken=True)
+        for _ in range(int(LONGEST_STEP_S + PATIENCE_S) + 1):
+            cluster.advance(1)
+            first.keep_leading()
+            second.step(woken=True)
+        return solve(problem, budget)
+
+    first = new_cycle(cluster, "first", hangs)
+    first.step(woken=True)
+    assert states(cluster, job) == ["starting"]
+    with cluster.engine.begin() as tx:
+        assert [row.term for row in cycle_store.list_cycles(tx, before=None, limit=10)] == [2]
+
+
+def test_a_node_that_is_quiet_keeps_what_it_has_and_gets_nothing_new(cluster: Cluster) -> None:
+    cluster.join("n1")
+    has = cluster.submit()
+    cycle = new_cycle(cluster)
+    cycle.step(woken=True)
+    for _ in range(int(min(QUIET_S, cluster.settings.lease_s / 2)) + 2):
+        cluster.advance(1)
+        cycle.step(woken=False)
+    waits = cluster.submit()
+    cycle.step(woken=True)
+    assert states(cluster, has, waits) == ["starting", "queued"]
+    assert reasons(cluster, waits)[1][0] == "nodes_closed"
+    cluster.sync("n1")
+    cluster.advance(1)
+    cycle.step(woken=True)
+    assert states(cluster, has, waits) == ["starting", "starting"]
+
+
+def test_when_most_nodes_fall_silent_at_once_no_job_is_taken_from_them(cluster: Cluster) -> None:
+    names = ["n1", "n2", "n3", "n4"]
+    for name in names:
+        cluster.join(name)
+    running = [cluster.submit(devices_per_node=2) for _ in names]
+    cycle = new_cycle(cluster)
+    cycle.step(woken=True)
+    for _ in range(3 * int(cluster.settings.lease_s + MARGIN_S)):
+        cluster.advance(1)
+        cluster.sync("n1")
+        cycle.step(woken=False)
+    assert states(cluster, *running) == ["starting"] * 4
+    cluster.sync("n2")
+    for _ in range(2):
+        cluster.advance(1)
+        cycle.step(woken=False)
+    epochs = {cluster.job(job).attempts[0].members[0].node: len(cluster.events(job)) for job in running}
+    assert [epochs[name] > 2 for name in names] == [False, False, True, True], "n3 and n4 are silent by themselves"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cycle.leases import MARGIN_S, STALL_S, Leases
+from service.cycle.leases import MARGIN_S, QUIET_S, STALL_S, Leases
 
 LEASE_S = 20.0
 LIMIT_S = LEASE_S + MARGIN_S
@@ -28,7 +28,7 @@ def watch(heard: Sequence[float | None], *, every_s: float = 1.0, from_s: float 
     lost: list[float] = []
     for number, seconds in enumerate(heard):
         clock_s = from_s + number * every_s
-        if leases.look({} if seconds is None else {"n1": contact(seconds)}, clock_s):
+        if leases.look({} if seconds is None else {"n1": contact(seconds)}, clock_s).lost:
             lost.append(clock_s)
     return lost
 
@@ -85,4 +85,52 @@ def test_whoever_is_lost_was_silent_for_the_whole_limit_while_we_were_awake(
             if node in heard or pause_s > STALL_S:
                 silent_since[node] = clock_s
         expected = {node for node, since in silent_since.items() if clock_s - since > LIMIT_S}
-        assert set(leases.look(contacts, clock_s)) == expected
+        silence = leases.look(contacts, clock_s)
+        assert set(silence.lost + silence.doubted) == expected
+        assert bool(silence.doubted) == (len(expected) == len(contacts)), "three of three are most, two are few"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "silent", "lost"),
+    [
+        (1, 1, 1),
+        (2, 2, 2),  # a small cluster: both may well be gone
+        (3, 2, 2),
+        (3, 3, 0),
+        (10, 5, 5),
+        (10, 6, 0),
+        (200, 101, 0),
+        (200, 100, 100),
+    ],
+)
+def test_when_most_nodes_fall_silent_at_once_nobody_is_lost(nodes: int, silent: int, lost: int) -> None:
+    leases = Leases(LEASE_S)
+    heard = {f"n{number}": contact(0) for number in range(nodes)}
+    clock_s = 0.0
+    while clock_s <= LIMIT_S:
+        heard |= {f"n{number}": contact(clock_s) for number in range(silent, nodes)}
+        assert leases.look(heard, clock_s).lost == ()
+        clock_s += 1.0
+    silence = leases.look(heard, clock_s)
+    assert len(silence.lost) == lost
+    assert len(silence.doubted) == (0 if lost else silent)
+
+
+def test_those_that_stay_silent_are_lost_once_enough_of_the_others_are_heard_again() -> None:
+    leases, clock_s = Leases(LEASE_S), 0.0
+    heard = {f"n{number}": contact(0) for number in range(4)}
+    while clock_s < 10 * LIMIT_S:
+        assert leases.look(heard, clock_s).lost == ()
+        clock_s += 1.0
+    heard["n0"] = heard["n1"] = contact(clock_s)
+    assert leases.look(heard, clock_s).lost == ("n2", "n3")
+
+
+def test_a_node_is_quiet_long_before_it_is_lost() -> None:
+    long, short = Leases(300.0), Leases(4.0)
+    for second in range(int(QUIET_S) + 2):
+        calm = long.look({"n1": contact(0)}, float(second))
+        tense = short.look({"n1": contact(0)}, float(second))
+        assert calm.quiet == (frozenset({"n1"}) if second > QUIET_S else frozenset())
+        assert tense.quiet == (frozenset({"n1"}) if second > 2 else frozenset())
+        assert not calm.lost
