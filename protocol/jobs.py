@@ -12,6 +12,7 @@ from protocol.states import AttemptState, EndReason, JobState
 MAX_NODES = 100_000
 MAX_DEVICES_PER_NODE = 1_024
 MAX_MEMORY_BYTES = 1 << 50
+MAX_DISK_BYTES = 1 << 60
 DATASET_URL = re.compile(r"[a-z][a-z0-9+.-]*://.")
 MAX_BATCH = 10_000
 """Jobs in one request, the jobs of its arrays counted one by one."""
@@ -105,6 +106,14 @@ class JobSpec(Message):
     )
     memory_bytes_per_node: int = Field(
         default=0, ge=0, le=MAX_MEMORY_BYTES, description="Main memory of each member in bytes; 0 reserves none."
+    )
+
+    disk_bytes_per_node: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_DISK_BYTES,
+        description="What each member may have on its node's disk in bytes: code, outputs and whatever else it writes "
+        "into its folder. The job is stopped when it is more; only the node's own limit holds if absent.",
     )
 
     time_limit_s: float | None = Field(

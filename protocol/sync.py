@@ -129,6 +129,10 @@ class Assignment(View):
     memory_bytes: int
     rendezvous: str | None = Field(description="`address:port`; absent until member 0 has chosen one.")
     time_limit_s: float | None
+    disk_bytes: int | None = Field(
+        default=None,
+        description="What the member may have on the node's disk in bytes; the node's own limit if absent.",
+    )
     stop_grace_s: float = Field(description="From the polite signal to the one that cannot be refused, in s.")
     offsets: dict[str, int] = Field(
         default={}, description="Bytes already stored, by `rank/stream`; shipping resumes there."

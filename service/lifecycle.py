@@ -31,7 +31,7 @@ fails then. It does not stay in `held`: whoever waits for it must hear of the en
 
 OWN_FAULTS = frozenset({EndReason.FAILED, EndReason.START_FAILED, EndReason.PEER_ENDED})
 """Ends that the job brought about: it goes back to the queue as often as its `max_retries` says. One that ran into its
-time limit would do so again.
+time limit or its limit on the disk would do so again.
 """
 
 FIRST_BACK_OFF_S = 5.0
@@ -45,6 +45,7 @@ SENTENCES: dict[EndReason, str] = {
     EndReason.COMPLETED: "every rank exited with 0",
     EndReason.FAILED: "a rank failed",
     EndReason.TIME_LIMIT: "it ran past its time limit",
+    EndReason.DISK_QUOTA: "it wrote more to the disk than it may",
     EndReason.CANCELLED: "it was cancelled",
     EndReason.START_FAILED: "the program could not be started",
     EndReason.PEER_ENDED: "another member of the gang ended first",

@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--address", help="where other nodes reach this one; the address that reaches the service")
     parser.add_argument("--interface", help="network interface between the nodes; the one that has the address")
     parser.add_argument("--memory", type=int, help="main memory to offer in bytes; all, or the share of the CPU slots")
+    parser.add_argument(
+        "--disk-per-job",
+        type=int,
+        help="bytes that a job may write on this node; without it only the job's own limit holds",
+    )
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="a label; may be repeated")
     parser.add_argument("--sample-every", type=float, default=5.0, help="seconds between two measurements (5)")
     parser.add_argument(
@@ -81,6 +86,8 @@ def _agent(options: argparse.Namespace) -> Agent:
         raise BadArgument(f"--server {options.server!r} is no address; write it like http://127.0.0.1:8765")
     if options.memory is not None and options.memory <= 0:
         raise BadArgument("--memory must be a positive number of bytes")
+    if options.disk_per_job is not None and options.disk_per_job <= 0:
+        raise BadArgument("--disk-per-job must be a positive number of bytes")
     if not 0.1 <= options.sample_every <= 3600:
         raise BadArgument("--sample-every must be from 0.1 to 3600 seconds")
     token = _token(options.token_file)
@@ -117,6 +124,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         sample_s=options.sample_every,
         stop_attempts_on_exit=options.stop_attempts_on_exit,
         interface=options.interface,
+        disk_bytes=options.disk_per_job,
     )
     return Agent(
         settings=settings,

@@ -76,6 +76,8 @@ class Settings:
     sample_s: float
     stop_attempts_on_exit: bool
     interface: str | None = None
+    disk_bytes: int | None = None
+    """What each member of an attempt may have on this node's disk."""
 
 
 class Agent:
@@ -265,6 +267,7 @@ class Agent:
                 interface=self._interface(assignment),
                 rendezvous=rendezvous,
                 environment=os.environ,
+                disk_bytes=self._settings.disk_bytes,
             )
             self._runs.start(attempt, launch, self._credentials)
         except (OSError, NoFreePort) as error:

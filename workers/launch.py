@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from archives.limits import show_bytes
 from protocol.jobs import Recipe
 from protocol.sync import Assignment, DeviceGrant
 from workers.rendezvous import split_address
@@ -35,6 +36,7 @@ def launch_record(
     interface: str | None,
     rendezvous: str,
     environment: Mapping[str, str],
+    disk_bytes: int | None = None,
 ) -> dict:
     """What the supervisor is told, apart from the node's own paths.
 
@@ -44,6 +46,7 @@ def launch_record(
         interface: the network interface that gloo uses, and NCCL between nodes; their own choice if None.
         rendezvous: `address:port` where rank 0 listens.
         environment: the agent's own environment.
+        disk_bytes: what any member may have on this node's disk; no limit if None.
     """
     return {
         "attempt": assignment.attempt,
@@ -56,7 +59,20 @@ def launch_record(
         "time_limit_s": assignment.time_limit_s,
         "stop_grace_s": assignment.stop_grace_s,
         "cap_bytes": STREAM_CAP_BYTES,
+        "disk": disk_limit(assignment.disk_bytes, disk_bytes),
     }
+
+
+def disk_limit(of_job: int | None, of_node: int | None) -> dict | None:
+    """The smaller of two limits in bytes, and what to say of a member that goes beyond it; None if there is none."""
+    if of_node is not None and (of_job is None or of_node < of_job):
+        limit, remedy = of_node, "write less, or have an administrator raise --disk-per-job of the node's agent"
+    elif of_job is not None:
+        limit, remedy = of_job, "write less, or submit it with a larger `disk_bytes_per_node` (--disk)"
+    else:
+        return None
+    said = f"its folder on the node, printed output included, takes more than {show_bytes(limit)}; {remedy}"
+    return {"bytes": limit, "message": said}
 
 
 def command_line(assignment: Assignment, python: str) -> list[str]:

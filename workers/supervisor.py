@@ -22,6 +22,7 @@ import signal
 import time
 
 from workers import files, procfs
+from workers.usage import Usage
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 PREPARE_LIMIT_S = 3_600.0
@@ -139,6 +140,7 @@ class Supervisor:
         self.preparing: int | None = None  # pid, while it runs
         self.prepare_code = 0
         self.started_s = float("inf")  # the time limit counts from here
+        self.usage = Usage(folder, now_s) if launch.get("disk") else None  # a record of before has none
         self.lease: dict = files.read_record(launch["lease"]) or {"fence_at_s": 0.0, "grace_s": 0.0}
         self.poll = select.epoll()
         self.bell, signal_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -274,6 +276,8 @@ class Supervisor:
             self._end(stop.get("reason", "cancelled"), stop.get("message", ""), stop.get("grace_s", grace_s))
         elif limit_s is not None and now_s() >= self.started_s + limit_s:
             self._end("time_limit", f"it ran for {limit_s:g} s, its time limit", grace_s)
+        elif self.usage is not None and self.usage.look() > self.launch["disk"]["bytes"]:
+            self._end("disk_quota", self.launch["disk"]["message"], grace_s=0)
         elif self._lease_is_over():
             self._end("fenced", "the lease was not renewed in time", min(grace_s, self.lease["grace_s"]))
 
@@ -305,7 +309,8 @@ class Supervisor:
         if self.ending:
             return self.ending.kill_at_s if now_s() >= fence_at_s else min(self.ending.kill_at_s, fence_at_s)
         limit_s = self.launch["time_limit_s"]
-        return fence_at_s if limit_s is None else min(fence_at_s, self.started_s + limit_s)
+        next_s = fence_at_s if limit_s is None else min(fence_at_s, self.started_s + limit_s)
+        return next_s if self.usage is None else min(next_s, self.usage.next_s)
 
     def _wait(self, seconds: float) -> None:
         """Until a signal, output, or `seconds` have passed. Moves the output that is there."""

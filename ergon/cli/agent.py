@@ -16,6 +16,7 @@ import typer
 from ergon.accounts import Accounts
 from ergon.cli.doctor import EXTRAS
 from ergon.cli.output import note
+from ergon.cli.units import parse_size
 from ergon.connection import Connection
 from ergon.credentials import Credentials
 from ergon.errors import ErgonError
@@ -50,6 +51,10 @@ def agent(
     interface: Annotated[
         str | None, typer.Option(help="Network interface between the nodes; the one that has the address.")
     ] = None,
+    disk_per_job: Annotated[
+        int | None,
+        typer.Option(parser=parse_size, metavar="SIZE", help="What a job may write on this node, such as 50GiB."),
+    ] = None,
     state_dir: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for the credential and what must survive a restart.")
     ] = None,
@@ -81,6 +86,7 @@ def agent(
         "--cpu-slots": cpu_slots,
         "--address": address,
         "--interface": interface,
+        "--disk-per-job": str(disk_per_job) if disk_per_job else None,
     }
     words = [word for option, value in options.items() if value is not None for word in (option, value)]
     environment = {name: value for name, value in os.environ.items() if name not in CLIENT_VARIABLES}

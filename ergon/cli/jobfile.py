@@ -66,6 +66,7 @@ Duration = Annotated[
 
 UNITS = {
     "memory": "memory_bytes_per_node",
+    "disk": "disk_bytes_per_node",
     "time_limit": "time_limit_s",
     "expected_run": "expected_run_s",
 }
@@ -76,6 +77,7 @@ class FileJob(JobSpec):
     """A job as a file has it: the spec's fields, and for some of them a form with units."""
 
     memory: Size = Field(default=None, description="`memory_bytes_per_node` with a unit.")
+    disk: Size = Field(default=None, description="`disk_bytes_per_node` with a unit.")
     time_limit: Duration = Field(default=None, description="`time_limit_s` with a unit.")
     expected_run: Duration = Field(default=None, description="`expected_run_s` with a unit.")
 

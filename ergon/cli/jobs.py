@@ -187,6 +187,8 @@ def describe_request(spec: JobSpec) -> str:
     words += f"{_count(spec.ranks, 'rank')} and {_count(spec.cores, 'core')} per node"
     if spec.memory_bytes_per_node:
         words += f", {show_size(spec.memory_bytes_per_node)} of memory per node"
+    if spec.disk_bytes_per_node:
+        words += f", at most {show_size(spec.disk_bytes_per_node)} on each node's disk"
     if spec.time_limit_s:
         words += f", at most {show_duration(spec.time_limit_s)}"
     return words

@@ -29,6 +29,7 @@ OPTIONS = {
     "ranks_per_node": "--ranks-per-node",
     "cpu_cores_per_node": "--cores",
     "memory_bytes_per_node": "--memory",
+    "disk_bytes_per_node": "--disk",
     "time_limit_s": "--time-limit",
     "expected_run_s": "--expect",
     "env": "--env",
@@ -62,6 +63,10 @@ def submit(
     cores: Annotated[float | None, typer.Option(help="CPU cores on each node; one per device.")] = None,
     memory: Annotated[
         int | None, typer.Option(parser=parse_size, metavar="SIZE", help="Memory on each node, such as 4GiB.")
+    ] = None,
+    disk: Annotated[
+        int | None,
+        typer.Option(parser=parse_size, metavar="SIZE", help="What it may write on each node, such as 20GiB."),
     ] = None,
     queue: Annotated[str | None, typer.Option(help="The queue to wait in.")] = None,
     priority: Annotated[int | None, typer.Option(help="A higher one goes first; 0 by default.")] = None,
@@ -132,6 +137,7 @@ def submit(
         "memory_bytes_per_node": memory,
         "queue": queue,
         "priority": priority,
+        "disk_bytes_per_node": disk,
         "time_limit_s": time_limit,
         "expected_run_s": expect,
         "env": _pairs(env or [], "--env", "NAME=VALUE"),

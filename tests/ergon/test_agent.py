@@ -77,10 +77,11 @@ def test_the_first_start_joins_and_later_ones_remember(
     assert "ERGON_JOIN_TOKEN" not in first.environment
 
     monkeypatch.delenv("ERGON_JOIN_TOKEN")
-    again = started("--state-dir", str(state), "--interface", "eth1", "--address", "10.0.0.1")
+    again = started("--state-dir", str(state), "--interface", "eth1", "--address", "10.0.0.1", "--disk-per-job", "2GiB")
     assert len(service.asked) == 1
     assert (option(again, "--server"), option(again, "--name")) == (service.url, "n1")
     assert (option(again, "--interface"), option(again, "--address")) == ("eth1", "10.0.0.1")
+    assert option(again, "--disk-per-job") == str(2 << 30)
     assert option(started("--state-dir", str(state), "--server", "http://elsewhere"), "--server") == "http://elsewhere"
 
 

@@ -63,7 +63,7 @@ def submitted(service: HttpService) -> JobSpec:
 def test_submit_turns_every_option_into_the_spec(service: HttpService, capsys: Captured) -> None:
     service.answer("POST /v1/jobs", a_job(verdict=NO_DEVICE), status=201)
     words = "submit --name big --nodes 2 --devices-per-node 4 --kind h100 --kind h200 --ranks-per-node 8 --cores 1.5"
-    words += " --memory 4GiB --queue team --priority 5 --time-limit 2h --expect 15m --env A=1 --env B=x=y"
+    words += " --memory 4GiB --disk 20GiB --queue team --priority 5 --time-limit 2h --expect 15m --env A=1 --env B=x=y"
     words += " --require-feasible --python /opt/py --requirements r.txt --dataset d=/data"
     words += " -- python train.py --nodes 9 -o x"
     Path("r.txt").write_text("numpy\n")
@@ -77,6 +77,7 @@ def test_submit_turns_every_option_into_the_spec(service: HttpService, capsys: C
         ranks_per_node=8,
         cpu_cores_per_node=1.5,
         memory_bytes_per_node=4 << 30,
+        disk_bytes_per_node=20 << 30,
         queue="team",
         priority=5,
         time_limit_s=7200,

@@ -35,6 +35,7 @@ FULL = JobSpec(
     nodes=2,
     device_kinds=["h100"],
     memory_bytes_per_node=4 << 30,
+    disk_bytes_per_node=20 << 30,
     time_limit_s=7200,
     expected_run_s=90,
     array=ArraySpec(count=6, limit=2),
@@ -52,6 +53,7 @@ def test_yaml(tmp_path: Path) -> None:
     nodes: 2
     device_kinds: [h100]
     memory: 4GiB
+    disk: 20GiB
     time_limit: 2h
     expected_run: 90s
     array: {count: 6, limit: 2}
@@ -71,6 +73,7 @@ def test_toml(tmp_path: Path) -> None:
     nodes = 2
     device_kinds = ["h100"]
     memory = "4GiB"
+    disk = "20GiB"
     time_limit = "2h"
     expected_run = "90s"
     max_retries = 3

@@ -184,8 +184,9 @@ def test_a_drained_node_costs_the_job_nothing() -> None:
 def test_other_ends_are_final(cancelled: bool) -> None:
     assert after(R.COMPLETED, max_retries=9, cancelled=cancelled) == "succeeded"
     assert after(R.CANCELLED, max_retries=9, cancelled=cancelled) == "cancelled"
-    assert after(R.TIME_LIMIT, max_retries=9, cancelled=cancelled) == ("cancelled" if cancelled else "failed")
-    assert {R.COMPLETED, R.CANCELLED, R.TIME_LIMIT, R.DRAINED} | AGAIN | OWN == set(R)
+    for limit in (R.TIME_LIMIT, R.DISK_QUOTA):
+        assert after(limit, max_retries=9, cancelled=cancelled) == ("cancelled" if cancelled else "failed")
+    assert {R.COMPLETED, R.CANCELLED, R.TIME_LIMIT, R.DISK_QUOTA, R.DRAINED} | AGAIN | OWN == set(R)
 
 
 @given(repeats=st.integers(1, 10_000))

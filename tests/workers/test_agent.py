@@ -97,6 +97,22 @@ def test_a_failure_is_told_with_its_code(service, agent):
     assert "no-such-program" in unstarted.message
 
 
+def test_a_script_that_fills_its_disk_quota_ends_for_that_and_the_node_goes_on(service, agent):
+    fill = ["sh", "-c", "trap '' TERM; echo before; head -c 8000000 /dev/zero > {}; sleep 1000"]
+    within = {"disk_bytes": 1 << 30}
+    service.grant(assignment(A1, command=[*fill[:2], fill[2].format("here")], disk_bytes=4_000_000))
+    service.grant(assignment(A2, command=[*fill[:2], fill[2].format("there")], **within))
+    one = agent("--disk-per-job", "6000000").wait_ready()
+    for attempt, remedy in ((A1, "disk_bytes_per_node"), (A2, "--disk-per-job")):
+        report = service.wait_forgotten(attempt)
+        assert (report.reason, report.exit_code, report.clean) == (EndReason.DISK_QUOTA, -signal.SIGKILL, True)
+        assert remedy in report.message
+        assert service.text(attempt) == "before\n"
+    service.wait(lambda: not list((one.state / "attempts").iterdir()))
+    service.grant(assignment(A3, command=["true"]))
+    assert service.wait_forgotten(A3).reason == EndReason.COMPLETED
+
+
 def test_a_gang_waits_for_its_rendezvous_and_gets_the_one_that_was_told(service, agent):
     show = ["sh", "-c", "echo $RANK/$WORLD_SIZE $MASTER_ADDR:$MASTER_PORT"]
     service.grant(assignment(A1, command=show, member=0, members=2))

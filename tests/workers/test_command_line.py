@@ -22,6 +22,7 @@ def arguments(tmp_path):
         (["--cpu-slots", "x"], "--cpu-slots"),
         (["--cpu-slots", "0"], "offer nothing"),
         (["--memory", "-1"], "--memory"),
+        (["--disk-per-job", "0"], "--disk-per-job"),
         (["--label", "rack"], "KEY=VALUE"),
         (["--server", "localhost"], "--server"),
         (["--name", "a b"], "--name"),

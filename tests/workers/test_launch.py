@@ -6,7 +6,7 @@ import pytest
 
 from protocol.jobs import Recipe
 from tests.workers.builders import assignment, cpu_slot, gpu
-from workers.launch import launch_record
+from workers.launch import disk_limit, launch_record
 
 FOLDER = Path("/state/attempts/a1")
 
@@ -184,3 +184,22 @@ def test_a_job_of_an_array_gets_its_number_and_cannot_pretend_another():
     assert first["ERGON_ARRAY_INDEX"] == "0"
     (alone,) = rank_environments(record(assignment()))
     assert "ERGON_ARRAY_INDEX" not in alone
+
+
+@pytest.mark.parametrize(
+    ("of_job", "of_node", "limit", "remedy"),
+    [
+        (None, None, None, ""),
+        (2 << 30, None, 2 << 30, "disk_bytes_per_node"),
+        (None, 3 << 30, 3 << 30, "--disk-per-job"),
+        (2 << 30, 3 << 30, 2 << 30, "disk_bytes_per_node"),
+        (3 << 30, 3 << 30, 3 << 30, "disk_bytes_per_node"),
+        (4 << 30, 3 << 30, 3 << 30, "--disk-per-job"),
+    ],
+)
+def test_the_smaller_limit_of_the_disk_holds_and_its_setting_is_named(of_job, of_node, limit, remedy):
+    found = disk_limit(of_job, of_node)
+    assert (found and found["bytes"]) == limit
+    if found:
+        assert remedy in found["message"]
+        assert f"{limit >> 30} GiB" in found["message"]

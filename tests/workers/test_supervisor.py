@@ -238,6 +238,21 @@ def test_output_on_a_full_disk_does_not_end_the_job(member):
     assert (record["reason"], record["exit_code"]) == ("failed", 4)
 
 
+FILL = "head -c 20000000 /dev/zero > {}; echo filled; sleep 1000"
+
+
+@pytest.mark.parametrize("place", ["here", "$ERGON_OUTPUT/here", "sub/folder"])
+def test_a_script_that_fills_its_disk_quota_is_ended_and_what_it_wrote_is_still_there(member, tmp_path, place):
+    (tmp_path / ATTEMPT / "output").mkdir(parents=True)
+    env = {"ERGON_OUTPUT": str(tmp_path / ATTEMPT / "output")}
+    script = f"mkdir sub; trap '' TERM; {FILL.format(place)}"
+    one = member(shell(script), env=env, disk={"bytes": 10_000_000, "message": "too much"}).start()
+    record = one.end()
+    assert (record["reason"], record["message"], record["exit_code"]) == ("disk_quota", "too much", -signal.SIGKILL)
+    assert one.text("rank-0.stdout") == "filled\n"
+    assert sum(path.stat().st_size for path in one.folder.rglob("*") if path.is_file()) > 20_000_000
+
+
 def test_the_end_of_the_lease_stops_the_ranks_without_an_agent(member):
     record = member(["sleep", "1000"], fence_at_s=now_s() + 0.3).start().end()
     assert record["reason"] == "fenced"
