@@ -1,10 +1,14 @@
 """`python -P -m workers`: the agent of this node."""
 
 import argparse
+import json
 import logging
 import os
+import random
+import signal
 import ssl
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,11 +18,15 @@ from pydantic import TypeAdapter, ValidationError
 from protocol.base import Name
 from protocol.environment import unknown_variables
 from workers.agent import Agent, Settings
-from workers.exchange import EXIT_REFUSED, Exchange, Refused
+from workers.bell import Bell
+from workers.exchange import EXIT_REFUSED, Doorbell, Exchange, Refused
 from workers.inventory import parse_slots, take_inventory
 from workers.journal import Journal, StateFolderTaken
 from workers.nvml import list_gpus
+from workers.outputs import Outputs
 from workers.rendezvous import address_on, local_address_towards
+from workers.runs import Runs
+from workers.transfer import Transfer
 
 log = logging.getLogger("workers")
 
@@ -34,13 +42,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     options = _parser().parse_args(arguments)
     try:
-        return _agent(options).run()
+        agent = _agent(options)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: agent.leave())
+        agent.run(on_ready=_say_ready)
     except (BadArgument, StateFolderTaken) as error:
         log.error("%s", error)
         return EXIT_REFUSED
     except Refused as refused:
         log.error("%s", refused)
         return refused.exit_code
+    return 0
+
+
+def _say_ready(node: str) -> None:
+    sys.stdout.write(json.dumps({"ready": "agent", "node": node}) + "\n")
+    sys.stdout.flush()
+
+
+def _boottime_s() -> float:
+    """Seconds since boot, those asleep included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -126,12 +148,22 @@ def _agent(options: argparse.Namespace) -> Agent:
         interface=options.interface,
         disk_bytes=options.disk_per_job,
     )
+    exchange = Exchange(options.server, token, trust=trust)
+    credentials = {"server": options.server, "token": token, "ca": str(options.ca) if options.ca else None}
+    bell = Bell(journal.bell)
+    chance = random.Random()
     return Agent(
         settings=settings,
-        exchange=Exchange(options.server, token, trust=trust),
-        credentials={"server": options.server, "token": token, "ca": str(options.ca) if options.ca else None},
-        journal=journal,
         report=report,
+        exchange=exchange,
+        doorbell=Doorbell(exchange, bell.ring, chance),
+        bell=bell,
+        journal=journal,
+        runs=Runs(journal, report.boot_id),
+        outputs=Outputs(Transfer(credentials), bell.ring, chance),
+        credentials=credentials,
+        now_s=_boottime_s,
+        chance=chance,
     )
 
 

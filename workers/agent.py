@@ -3,22 +3,18 @@
 One thread acts and calls the service; another parks in the long poll and rings a bell. Supervisors ring the same one.
 """
 
-import json
 import logging
 import os
 import random
-import select
-import signal
 import sys
-import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from protocol.nodes import NodeReport
 from protocol.sync import Assignment, MemberReport, RegisterResponse, StreamChunk, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
-from workers import files
+from workers.bell import Bell
 from workers.exchange import EXIT_REFUSED, Backoff, Doorbell, Exchange, Refused, Unavailable
 from workers.inventory import offers_whole_machine
 from workers.journal import Journal
@@ -45,8 +41,7 @@ from workers.reconcile import (
     reconcile,
 )
 from workers.rendezvous import LOOPBACK, NoFreePort, choose_port, interface_of, join_address
-from workers.runs import Runs, sweep
-from workers.transfer import Transfer
+from workers.runs import Runs
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +56,6 @@ MAX_READINGS = 10_000
 MAX_CLEARED = 10_000
 MAX_MESSAGE = 2_000
 """Characters of a report's message, as `protocol.sync` has it."""
-
-
-def now_s() -> float:
-    """Seconds since boot, those asleep included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,23 +77,36 @@ class Agent:
         self,
         *,
         settings: Settings,
-        exchange: Exchange,
-        credentials: Mapping[str, str | None],
-        journal: Journal,
         report: NodeReport,
+        exchange: Exchange,
+        doorbell: Doorbell,
+        bell: Bell,
+        journal: Journal,
+        runs: Runs,
+        outputs: Outputs,
+        credentials: Mapping[str, str | None],
+        now_s: Callable[[], float],
+        chance: random.Random,
     ) -> None:
-        """`credentials` are what `Transfer` needs, here and in the preparation of attempts."""
+        """Everything it does to the machine and hears of the service, it does and hears through its arguments.
+
+        Args:
+            bell: ends a wait of this agent, whoever rings it.
+            credentials: what `Transfer` needs, for the preparation of attempts.
+            now_s: CLOCK_BOOTTIME in s.
+        """
         self._settings = settings
-        self._exchange = exchange
-        self._credentials = credentials
-        self._journal = journal
         self._report = report
-        self._chance = random.Random()
-        self._backoff = Backoff(self._chance)
-        self._bell = os.open(journal.bell, os.O_RDWR | os.O_NONBLOCK)
-        self._runs = Runs(journal, report.boot_id)
+        self._exchange = exchange
+        self._doorbell = doorbell
+        self._bell = bell
+        self._journal = journal
+        self._runs = runs
+        self._outputs = outputs
+        self._credentials = credentials
+        self._now_s = now_s
+        self._backoff = Backoff(chance)
         self._shipper = Shipper()
-        self._outputs = Outputs(Transfer(credentials), self._ring, self._chance)
         self._meter = Meter(
             every_s=settings.sample_s,
             gpus=[device.id for device in report.devices if device.kind != "cpu"],
@@ -126,36 +129,40 @@ class Agent:
         self._closing = False
         self._farewell_s = float("inf")
 
-    def run(self) -> int:
-        """Serve until told to leave. Returns the exit code 0.
+    def run(self, on_ready: Callable[[str], None]) -> None:
+        """Serve until told to leave.
+
+        Args:
+            on_ready: called once with the node's name, when the service has taken this agent.
 
         Raises:
             Refused: the service will not have this agent.
         """
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
         registration = self._register()
         if registration is None:
-            return 0
+            return
         self._incarnation = registration.incarnation
         self._lease_s = registration.lease_s
-        self._doorbell = Doorbell(self._exchange, self._incarnation, self._ring, self._chance)
-        self._doorbell.start()
+        self._doorbell.begin(registration.incarnation)
         self._outputs.start()
-        sys.stdout.write(json.dumps({"ready": "agent", "node": registration.node}) + "\n")
-        sys.stdout.flush()
+        on_ready(registration.node)
         while True:
             self._hear()
             runs = self._act()
             self._measure()
             if self._closing and self._may_leave(runs):
                 self._say_goodbye(runs)
-                return 0
+                return
             changed = self._sync(runs)
             if self._doorbell.refused:
                 raise self._doorbell.refused
             if not changed:
-                self._wait(self._next_s(runs) - now_s())
+                self._bell.wait(self._next_s(runs) - self._now_s())
+
+    def leave(self) -> None:
+        """Tell it to leave. May be called from a signal."""
+        self._closing = True
+        self._bell.ring()
 
     # -- joining and leaving
 
@@ -175,14 +182,10 @@ class Agent:
                 return answer
             delay_s = self._backoff.next_delay_s(answer)
             log.warning("cannot register, next try in %.1f s: %s", delay_s, answer.message)
-            until_s = now_s() + delay_s
-            while not self._closing and now_s() < until_s:
-                self._wait(until_s - now_s())
+            until_s = self._now_s() + delay_s
+            while not self._closing and self._now_s() < until_s:
+                self._bell.wait(until_s - self._now_s())
         return None
-
-    def _on_signal(self, _number: int, _frame: object) -> None:
-        self._closing = True
-        self._ring()
 
     def _may_leave(self, runs: Mapping[str, Run]) -> bool:
         """Attempts go on without an agent, unless it was started with --stop-attempts-on-exit."""
@@ -190,16 +193,16 @@ class Agent:
             return True
         if any(run.phase is not Phase.ENDED for run in runs.values()):
             return False
-        self._farewell_s = min(self._farewell_s, now_s() + FAREWELL_S)
+        self._farewell_s = min(self._farewell_s, self._now_s() + FAREWELL_S)
         told = self._observe(runs) == self._told and all(run.shipped for run in runs.values())
-        return told or now_s() >= self._farewell_s
+        return told or self._now_s() >= self._farewell_s
 
     def _say_goodbye(self, runs: Mapping[str, Run]) -> None:
         """The node's devices are gone from the plan at once. Not while anything is held here: the service would take
         it for lost and start it elsewhere, although it goes on here until its lease ends."""
         self._doorbell.close()
         if not runs and self._assignments is not None:
-            self._readings.extend(self._meter.read(self._runs.cpu_totals(), now_s()))
+            self._readings.extend(self._meter.read(self._runs.cpu_totals(), self._now_s()))
             self._call(self._observe(runs), [], leaving=True)
 
     # -- acting
@@ -212,7 +215,7 @@ class Agent:
             rendezvous=self._rendezvous,
             cleared=self._cleared,
             lease=self._lease,
-            now_s=now_s(),
+            now_s=self._now_s(),
             closing=self._closing and self._settings.stop_attempts_on_exit,
         )
         for action in actions:
@@ -238,7 +241,7 @@ class Agent:
             case StartRun(assignment=assignment):
                 self._start(assignment)
             case StopRun(attempt=attempt, reason=reason, grace_s=grace_s, message=message):
-                self._runs.stop(attempt, Stop(at_s=now_s(), grace_s=grace_s, reason=reason), message)
+                self._runs.stop(attempt, Stop(at_s=self._now_s(), grace_s=grace_s, reason=reason), message)
             case KillSupervisor(attempt=attempt):
                 self._runs.kill_supervisor(attempt)
             case SettleRun(attempt=attempt):
@@ -250,7 +253,7 @@ class Agent:
                 self._runs.forget(attempt)
                 self._clear(attempt, "the node ran it and has forgotten it since")
             case ClearUnknown(attempt=attempt):
-                if sweep(attempt):
+                if self._runs.clear(attempt):
                     self._clear(attempt, "the node has no record of it")
             case ChooseRendezvous(attempt=attempt):
                 self._choose_rendezvous(attempt)
@@ -300,15 +303,15 @@ class Agent:
     # -- telling
 
     def _measure(self) -> None:
-        if now_s() >= self._meter.next_s():
-            self._readings.extend(self._meter.read(self._runs.cpu_totals(), now_s()))
+        if self._now_s() >= self._meter.next_s():
+            self._readings.extend(self._meter.read(self._runs.cpu_totals(), self._now_s()))
 
     def _observe(self, runs: Mapping[str, Run]) -> list[MemberReport]:
         return observe(self._assignments or (), runs, rendezvous=self._rendezvous, cleared=self._cleared)
 
     def _sync(self, runs: Mapping[str, Run]) -> bool:
         """Call the service if there is something to tell or to hear. True if that may have changed what to do."""
-        now = now_s()
+        now = self._now_s()
         if now < self._retry_s:
             return False
         reports = self._observe(runs)
@@ -320,7 +323,7 @@ class Agent:
 
     def _call(self, reports: list[MemberReport], chunks: list[StreamChunk], *, leaving: bool = False) -> bool:
         """One call of the service, now. False if it did not answer."""
-        self._sent_s = now_s()
+        self._sent_s = self._now_s()
         readings = list(self._readings)
         request = SyncRequest(
             protocol=PROTOCOL_VERSION,
@@ -333,7 +336,7 @@ class Agent:
         answer = self._exchange.sync(request)
         if isinstance(answer, Unavailable):
             delay_s = self._backoff.next_delay_s(answer, most_s=max(0.2, self._lease_s / 8))
-            self._retry_s = now_s() + delay_s
+            self._retry_s = self._now_s() + delay_s
             log.warning("the service does not answer, next try in %.1f s: %s", delay_s, answer.message)
             return False
         self._backoff.reset()
@@ -387,20 +390,10 @@ class Agent:
 
     def _next_s(self, runs: Mapping[str, Run]) -> float:
         """When to look again although no bell rang."""
-        now = now_s()
+        now = self._now_s()
         next_s = min(self._meter.next_s(), max(self._renew_s(), self._retry_s), self._farewell_s)
         if self._retry_s > now:
             next_s = min(next_s, self._retry_s)
         if any(run.phase is not Phase.ENDED or not run.shipped for run in runs.values()):
             next_s = min(next_s, now + TICK_S)
         return next_s
-
-    def _ring(self) -> None:
-        files.ring(str(self._journal.bell))
-
-    def _wait(self, seconds: float) -> None:
-        """Until the bell rings, or `seconds` have passed."""
-        waiting = select.poll()
-        waiting.register(self._bell, select.POLLIN)
-        if waiting.poll(max(0.0, seconds) * 1000):
-            os.read(self._bell, 4096)

@@ -131,16 +131,20 @@ class News:
 class Doorbell(threading.Thread):
     """Parks in the long poll, and rings when the assignments change."""
 
-    def __init__(self, exchange: Exchange, incarnation: int, ring: Callable[[], None], chance: random.Random) -> None:
+    def __init__(self, exchange: Exchange, ring: Callable[[], None], chance: random.Random) -> None:
         super().__init__(name="doorbell", daemon=True)
         self.news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self.refused: Refused | None = None
         self._exchange = exchange
-        self._incarnation = incarnation
         self._ring = ring
         self._backoff = Backoff(chance)
         self._versions: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._closed = threading.Event()
+
+    def begin(self, incarnation: int) -> None:
+        """Begin to call, as this incarnation of the node."""
+        self._incarnation = incarnation
+        self.start()
 
     def close(self) -> None:
         """Call no more: a call after the agent's last one would announce the node again."""

@@ -161,6 +161,11 @@ class Runs:
         files.write_record(str(held.folder / "exit.json"), record)
         log.warning("settled attempt %s: %s%s", attempt, held.exit.message, "" if clean else "; a process is left")
 
+    @staticmethod
+    def clear(attempt: str) -> bool:
+        """Kill whatever is left of an attempt without a record here. True if nothing is."""
+        return sweep(attempt)
+
     def forget(self, attempt: str) -> None:
         """Delete everything of it."""
         del self._held[attempt]

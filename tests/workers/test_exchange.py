@@ -98,8 +98,8 @@ class Listener:
 def doorbell(service, exchange):
     incarnation = register(exchange).incarnation
     listener = Listener()
-    bell = Doorbell(exchange, incarnation, listener.ring, random.Random(1))
-    bell.start()
+    bell = Doorbell(exchange, listener.ring, random.Random(1))
+    bell.begin(incarnation)
     yield bell, listener
     bell.close()
     bell.tell("anything")
