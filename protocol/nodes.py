@@ -13,6 +13,11 @@ from protocol.states import NodeState
 DeviceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=128)]
 
 
+Containment = Literal["cgroup-v2", "cgroup-v1", "none"]
+"""How an agent keeps the processes of an attempt together, to kill them all: in a control group of the kernel's, or by
+parent and environment only."""
+
+
 class DeviceReport(Message):
     """One accelerator or CPU slot. Its id is unique in the cluster, whoever offers it."""
 
@@ -41,6 +46,11 @@ class NodeReport(Message):
     memory_bytes: int = Field(gt=0, le=MAX_MEMORY_BYTES, description="Main memory this agent offers in bytes.")
     devices: list[DeviceReport] = Field(max_length=4_096)
     labels: dict[Name, Text] = Field(default={}, max_length=100)
+    containment: Containment = Field(
+        default="none",
+        description="How the processes of an attempt are kept together, so that none is missed when it is killed; with "
+        "`none` one that hides from its supervisor outlives it.",
+    )
 
     @field_validator("devices")
     @classmethod
@@ -86,6 +96,7 @@ class NodeView(View):
     cpu_model: str
     cpu_cores: float
     memory_bytes: int
+    containment: Containment = Field(default="none", description="As its agent reported it.")
     devices: list[DeviceView]
     base_w: float = Field(description="Power of the node in W when it is on and nothing runs.")
     cordoned: bool = Field(default=False, description="An administrator has closed it to new work.")

@@ -98,6 +98,8 @@ nodes = Table(
     Column("cpu_threads", Integer, nullable=False),
     Column("memory_bytes", BigInteger, nullable=False),
     Column("labels", JSONB, nullable=False),
+    # How its agent keeps the processes of an attempt together; null if it is of before and does not say.
+    Column("containment", Text, nullable=True),
     # An administrator's word, which outlives registrations: nothing new goes there.
     Column("cordoned", Boolean, nullable=False),
     # When what runs there is stopped; only on a node that is cordoned, and never after it is opened again.

@@ -50,6 +50,7 @@ def register(
         "cpu_threads": report.cpu_threads,
         "memory_bytes": report.memory_bytes,
         "labels": report.labels,
+        "containment": report.containment,
         "registered_at": now,
         "last_seen_at": now,
     }

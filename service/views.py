@@ -111,6 +111,7 @@ def node(row: Record, devices: Sequence[Record], holders: dict[str, str], base_w
         cpu_model=row.cpu_model,
         cpu_cores=row.millicores / 1000,
         memory_bytes=row.memory_bytes,
+        containment=row.containment or "none",
         devices=[
             DeviceView(
                 id=device.id,

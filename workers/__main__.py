@@ -19,8 +19,9 @@ from protocol.base import Name
 from protocol.environment import unknown_variables
 from workers.agent import Agent, Settings
 from workers.bell import Bell
+from workers.cgroups import Groups, NoGroups, find_groups
 from workers.exchange import EXIT_REFUSED, Doorbell, Exchange, Refused
-from workers.inventory import parse_slots, take_inventory
+from workers.inventory import containment_of, parse_slots, take_inventory
 from workers.journal import Journal, StateFolderTaken
 from workers.nvml import list_gpus
 from workers.outputs import Outputs
@@ -129,14 +130,16 @@ def _agent(options: argparse.Namespace) -> Agent:
     except ValueError as error:
         raise BadArgument(f"--interface: {error}") from error
     try:
+        journal = Journal(options.state_dir)
+        groups = _groups(journal.folder)
         report = take_inventory(
             address=options.address or address or local_address_towards(server.hostname, server.port or 80),
             gpus=gpus,
             slots=slots,
             memory_bytes=options.memory,
             labels=dict(_label(text) for text in options.label),
+            containment=containment_of(groups),
         )
-        journal = Journal(options.state_dir)
     except ValidationError as error:
         raise BadArgument(f"the inventory of this node cannot be used: {error}") from error
     except OSError as error:
@@ -159,12 +162,23 @@ def _agent(options: argparse.Namespace) -> Agent:
         doorbell=Doorbell(exchange, bell.ring, chance),
         bell=bell,
         journal=journal,
-        runs=Runs(journal, report.boot_id),
+        runs=Runs(journal, report.boot_id, groups),
         outputs=Outputs(Transfer(credentials), bell.ring, chance),
         credentials=credentials,
         now_s=_boottime_s,
         chance=chance,
     )
+
+
+def _groups(state_folder: Path) -> Groups | None:
+    """The control groups of this agent; None if it may have none."""
+    try:
+        groups = find_groups(str(state_folder))
+    except NoGroups as reason:
+        log.warning("no control groups (%s): attempts are told apart by parent and environment only", reason)
+        return None
+    log.info("attempts run in control groups (%s)", containment_of(groups))
+    return groups
 
 
 def _token(path: Path) -> str:

@@ -8,7 +8,8 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from protocol.nodes import DeviceReport, NodeReport
+from protocol.nodes import Containment, DeviceReport, NodeReport
+from workers.cgroups import Groups
 from workers.nvml import Gpu
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ def take_inventory(
     slots: Sequence[int] | None,
     memory_bytes: int | None,
     labels: dict[str, str],
+    containment: Containment,
 ) -> NodeReport:
     """The report an agent registers with.
 
@@ -30,6 +32,7 @@ def take_inventory(
         slots: numbers of the CPU slots to offer; None for every core if there is no GPU, and for none if there is.
         memory_bytes: main memory to offer; None for all of it, or for the slots' share if nothing but slots is offered.
         labels: for people and placement rules.
+        containment: how the agent keeps the processes of an attempt together.
     """
     cores = sorted(os.sched_getaffinity(0))
     if slots is None:
@@ -49,12 +52,20 @@ def take_inventory(
         memory_bytes=memory_bytes,
         devices=[_gpu_report(gpu) for gpu in gpus] + _slot_reports(slots, first_index=len(gpus)),
         labels=labels,
+        containment=containment,
     )
 
 
 def offers_whole_machine(report: NodeReport) -> bool:
     """Whether no other agent can share this machine, so that what the machine draws is this node's."""
     return report.cpu_threads >= machine_threads()
+
+
+def containment_of(groups: Groups | None) -> Containment:
+    """How an agent with these control groups keeps the processes of an attempt together."""
+    if groups is None:
+        return "none"
+    return "cgroup-v2" if groups.unified else "cgroup-v1"
 
 
 def machine_threads() -> int:

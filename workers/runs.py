@@ -18,6 +18,7 @@ from pathlib import Path
 
 from protocol.states import EndReason
 from workers import files, procfs
+from workers.cgroups import Group, Groups
 from workers.journal import Journal
 from workers.launch import kept_environment
 from workers.reconcile import Exit, Phase, Run, Stop
@@ -48,9 +49,11 @@ class _Held:
 class Runs:
     """The runs of this node, adopted from the journal when the agent starts."""
 
-    def __init__(self, journal: Journal, boot_id: str) -> None:
+    def __init__(self, journal: Journal, boot_id: str, groups: Groups | None) -> None:
+        """`groups` is None where this agent may have no control groups."""
         self._journal = journal
         self._boot_id = boot_id
+        self._groups = groups
         self._held: dict[str, _Held] = {}
         for attempt in journal.attempts():
             folder = journal.attempt_folder(attempt)
@@ -60,6 +63,10 @@ class Runs:
                 continue
             self._held[attempt] = _Held(folder=folder, launch=launch, stop=_stop_in(folder))
             log.info("found attempt %s in the state folder", attempt)
+        for attempt in groups.attempts() if groups else ():
+            if attempt not in self._held:
+                log.warning("killing what is left of attempt %s, which is not in the state folder", attempt)
+                self.clear(attempt)
 
     def refresh(self) -> dict[str, Run]:
         """Look at the records and at `/proc`, and say where every run stands."""
@@ -101,8 +108,12 @@ class Runs:
             OSError: the launch record cannot be written; nothing was started.
         """
         folder = self._journal.attempt_folder(attempt)
-        paths = {"bell": str(self._journal.bell), "lease": str(self._journal.lease), "boot_id": self._boot_id}
-        launch = launch | paths
+        launch = launch | {
+            "bell": str(self._journal.bell),
+            "lease": str(self._journal.lease),
+            "boot_id": self._boot_id,
+            "group": self._groups.group(attempt).path if self._groups else None,
+        }
         self._journal.create(attempt, launch)
         held = _Held(folder=folder, launch=launch)
         self._held[attempt] = held
@@ -146,7 +157,7 @@ class Runs:
         held = self._held[attempt]
         if held.claim is None and held.launch["boot_id"] == self._boot_id and not self._forbid_start(held):
             return  # it lives after all, and will be seen at the next look
-        clean = sweep(attempt)
+        clean = self.clear(attempt)
         if held.exit is None:
             reason = held.stop.reason if held.stop else EndReason.UNKNOWN_START
             held.exit = Exit(reason=reason, message=self._why_lost(held), exit_code=None, clean=clean, cpu_s=0.0)
@@ -161,10 +172,34 @@ class Runs:
         files.write_record(str(held.folder / "exit.json"), record)
         log.warning("settled attempt %s: %s%s", attempt, held.exit.message, "" if clean else "; a process is left")
 
-    @staticmethod
-    def clear(attempt: str) -> bool:
-        """Kill whatever is left of an attempt without a record here. True if nothing is."""
-        return sweep(attempt)
+    def clear(self, attempt: str) -> bool:
+        """Kill every process that is in the attempt's control group or carries its mark in its environment. True if
+        none is left."""
+        mark = f"ERGON_ATTEMPT={attempt}".encode()
+        groups = self._groups_of(attempt)
+        give_up_s = time.monotonic() + SWEEP_S
+        while True:
+            marked = procfs.pids_with_variable(mark)
+            if not marked and all(group.is_empty() for group in groups):
+                break
+            if time.monotonic() > give_up_s:
+                return False
+            for group in groups:
+                group.kill()
+            for pid in marked:
+                process = procfs.read_process(pid)
+                if process is not None:
+                    procfs.send_signal(pid, process.start, signal.SIGKILL)
+            time.sleep(0.01)
+        for group in groups:
+            group.remove()
+        return True
+
+    def _groups_of(self, attempt: str) -> list[Group]:
+        """Those this agent and its neighbours made, and the one that is on record: the agent may have moved since."""
+        groups = self._groups.every_group(attempt) if self._groups else []
+        path = self._held[attempt].launch.get("group") if attempt in self._held else None
+        return groups if path is None or path in {group.path for group in groups} else [*groups, Group(path)]
 
     def forget(self, attempt: str) -> None:
         """Delete everything of it."""
@@ -231,21 +266,6 @@ class Runs:
         with contextlib.suppress(FileNotFoundError):
             lines = (held.folder / "supervisor.log").read_bytes()[-1_000:].strip()
         return f"its supervisor ended before it started a rank: {lines.decode(errors='replace') or 'it was killed'}"
-
-
-def sweep(attempt: str) -> bool:
-    """Kill every process that carries the attempt's mark in its environment. True if none is left."""
-    mark = f"ERGON_ATTEMPT={attempt}".encode()
-    give_up_s = time.monotonic() + SWEEP_S
-    while left := procfs.pids_with_variable(mark):
-        for pid in left:
-            process = procfs.read_process(pid)
-            if process is not None:
-                procfs.send_signal(pid, process.start, signal.SIGKILL)
-        if time.monotonic() > give_up_s:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def _phase(held: _Held, *, alive: bool) -> Phase:

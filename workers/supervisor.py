@@ -19,9 +19,11 @@ import errno
 import os
 import select
 import signal
+import sys
 import time
 
 from workers import files, procfs
+from workers.cgroups import Group
 from workers.usage import Usage
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -137,6 +139,7 @@ class Supervisor:
         self.failed: int | None = None  # the rank that failed first
         self.streams: dict[int, Stream] = {}  # pipe -> stream
         self.ending: Ending | None = None
+        self.group: Group | None = None  # everything it starts is in there
         self.preparing: int | None = None  # pid, while it runs
         self.prepare_code = 0
         self.started_s = float("inf")  # the time limit counts from here
@@ -155,6 +158,7 @@ class Supervisor:
     def run(self) -> None:
         """Start the ranks, wait for their end or a reason to end them, leave nothing behind, write the exit record."""
         self.stop_asked = self.stop_asked or os.path.exists(self._path("stop.json"))
+        self._make_group()
         if self.launch.get("prepare"):  # a record of before has none
             self._prepare()
         self._start_ranks()
@@ -168,8 +172,29 @@ class Supervisor:
         if not clean:
             self._kill_all(float("inf"), LATER_ROUND_S)
             self._write_exit(clean=True)
+        if self.group:
+            self.group.remove()
 
     # -- starting
+
+    def _make_group(self) -> None:
+        """Make the member's control group, if the agent may have any. Without one everything goes on as well."""
+        path = self.launch.get("group")  # a record of before has none
+        if path is None:
+            return
+        group = Group(path)
+        try:
+            group.make()
+            with group.inside():
+                pass
+        except OSError as error:
+            sys.stderr.write(f"no control group {path}: {error.strerror}\n")
+        else:
+            self.group = group
+
+    def _inside_group(self):
+        """What is started meanwhile starts in the control group. This process does not stay: it would kill itself."""
+        return self.group.inside() if self.group else contextlib.nullcontext()
 
     def _prepare(self) -> None:
         """Let `prepare.py` do its work, and take over what it found out."""
@@ -178,14 +203,15 @@ class Supervisor:
         self._keep_output(read_end, f"rank-{self.launch['ranks'][0]['rank']}.stderr")
         try:
             # Its standard input is ours: there the agent has put how to reach the service.
-            self.preparing = os.posix_spawn(
-                needs["argv"][0],
-                needs["argv"],
-                needs["env"],
-                file_actions=[(os.POSIX_SPAWN_DUP2, write_end, 1), (os.POSIX_SPAWN_DUP2, write_end, 2)],
-                setpgroup=0,
-                setsigmask=[],
-            )
+            with self._inside_group():
+                self.preparing = os.posix_spawn(
+                    needs["argv"][0],
+                    needs["argv"],
+                    needs["env"],
+                    file_actions=[(os.POSIX_SPAWN_DUP2, write_end, 1), (os.POSIX_SPAWN_DUP2, write_end, 2)],
+                    setpgroup=0,
+                    setsigmask=[],
+                )
         except OSError as error:
             self._end("start_failed", describe_start_error(needs["argv"][0], error), grace_s=0)
         finally:
@@ -214,8 +240,9 @@ class Supervisor:
         program = self.launch["argv"][0]
         try:
             program = find_program(program, self.launch["env"].get("PATH", os.defpath))
-            for rank in self.launch["ranks"]:
-                self._start_rank(program, rank["rank"], self.launch["env"] | rank["env"])
+            with self._inside_group():
+                for rank in self.launch["ranks"]:
+                    self._start_rank(program, rank["rank"], self.launch["env"] | rank["env"])
         except StartError as error:
             self._end("start_failed", str(error), grace_s=0)
         except OSError as error:
@@ -347,15 +374,17 @@ class Supervisor:
         not enough.
 
         This process is the subreaper of everything it started: whatever a rank leaves behind, in whatever session,
-        stays below it.
+        stays below it. The control group dies at once, and so even what forks faster than it is killed one by one.
         """
         give_up_s = now_s() + patience_s
         while True:
             left = procfs.descendants(os.getpid(), procfs.read_processes())
-            if not left:
+            if not left and (self.group is None or self.group.is_empty()):
                 return True
             if now_s() >= give_up_s:
                 return False
+            if self.group:
+                self.group.kill()
             for process in left:
                 procfs.send_signal(process.pid, process.start, signal.SIGKILL)
             self._wait(round_s)

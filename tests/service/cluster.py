@@ -220,6 +220,7 @@ def node_report(name: str, slots: int, boot_id: str = "boot-1", kind: str = "cpu
         cpu_threads=slots,
         memory_bytes=slots << 30,
         devices=[DeviceReport(id=f"{kind}:{name}:{slot}", kind=kind, index=slot) for slot in range(slots)],
+        containment="cgroup-v2",
     )
 
 

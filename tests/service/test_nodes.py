@@ -24,6 +24,7 @@ def test_a_registered_node_is_seen_with_its_devices(client: TestClient, cluster:
     answer = register(client, cluster, "n1", REPORT)
     assert (answer.status_code, answer.json()) == (200, {"node": "n1", "incarnation": 1, "lease_s": 60.0})
     node = client.get("/v1/nodes/n1").json()
+    assert node["containment"] == "cgroup-v2"
     assert (node["name"], node["state"], node["incarnation"], node["cpu_cores"]) == ("n1", "ready", 1, 2.0)
     assert (node["registered_at"], node["last_seen_at"]) == ("2026-01-01T00:00:00Z",) * 2
     assert [(device["id"], device["kind"], device["index"], device["job"]) for device in node["devices"]] == [

@@ -10,6 +10,7 @@ import pytest
 
 from tests.workers.fake_service import FakeService
 from workers import files, procfs
+from workers.cgroups import Groups, NoGroups, find_groups, own_group
 
 
 @pytest.fixture
@@ -24,6 +25,8 @@ class AgentProcess:
 
     def __init__(self, service, root, number, *options, state=None, name="n1", token=None):
         self.state = state or root / "state"
+        self.state.mkdir(exist_ok=True)
+        self.groups = groups_of(self.state)
         token_file = root / f"token-{number}"
         token_file.write_text(f"{token or service.token}\n")
         self.log = root / f"agent-{number}.log"
@@ -67,6 +70,36 @@ class AgentProcess:
                 procfs.send_signal(record["pid"], record["start"], signal.SIGKILL)
             for pid in procfs.pids_with_variable(f"ERGON_ATTEMPT={claim.parent.name}".encode()):
                 os.kill(pid, signal.SIGKILL)
+
+        clear(self.groups)
+
+
+def groups_of(state):
+    """The control groups of the agent with this state folder, if it may have any."""
+    try:
+        return find_groups(str(state))
+    except NoGroups:
+        return None
+
+
+def clear(groups):
+    """Kill whatever is in the groups, and delete them."""
+    for attempt in groups.attempts() if groups else ():
+        group = groups.group(attempt)
+        while not group.is_empty():
+            group.kill()
+        group.remove()
+
+
+@pytest.fixture(params=[True, False], ids=["v2", "v1"])
+def groups(request, tmp_path):
+    """Control groups of both kinds, below the one of the tests."""
+    own = own_group(unified=request.param)
+    if own is None or not os.access(own, os.W_OK):
+        pytest.skip("no such control groups for this process")
+    made = Groups(own, f"test-{os.getpid()}", unified=request.param)
+    yield made
+    clear(made)
 
 
 @pytest.fixture

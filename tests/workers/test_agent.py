@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -19,6 +20,8 @@ RUNNING = AttemptState.RUNNING
 
 # The ranks of an attempt are known by its id on the whole machine, and tests may run side by side there.
 A1, A2, A3 = (f"a{number}-{os.getpid()}" for number in (1, 2, 3))
+
+in_groups = pytest.mark.skipif(os.geteuid() != 0, reason="control groups are root's here")
 
 
 def assignment(attempt=A1, **changes):
@@ -189,6 +192,40 @@ def test_agent_and_supervisor_killed_together_leave_nothing_and_start_nothing(se
     report = service.wait_forgotten(A1)
     assert (report.reason, report.clean) == (EndReason.UNKNOWN_START, True)
     assert starts(tmp_path) == ["start"]
+
+
+@in_groups
+def test_what_has_left_its_session_and_environment_outlives_neither_of_them(service, agent, gate):
+    hold = gate()
+    script = hold.script()
+    service.grant(assignment(command=["sh", "-c", f"env -i setsid sh -c '{script[2]}' & sleep 1000"]))
+    first = agent().wait_ready()
+    hold.wait_up()
+    service.wait_state(A1, RUNNING)
+    first.kill()
+    os.kill(first.supervisor(A1), signal.SIGKILL)
+    agent().wait_ready()
+    hold.wait_gone()
+    report = service.wait_forgotten(A1)
+    assert (report.reason, report.clean) == (EndReason.UNKNOWN_START, True)
+
+
+@in_groups
+def test_what_no_record_tells_of_is_killed_when_the_agent_starts(service, agent, gate):
+    """A state folder that lost an attempt, and a service that does not list it either."""
+    hold = gate()
+    script = hold.script()
+    service.grant(assignment(command=["sh", "-c", f"env -i setsid sh -c '{script[2]}' & sleep 1000"]))
+    first = agent().wait_ready()
+    hold.wait_up()
+    service.wait_state(A1, RUNNING)
+    supervisor = first.supervisor(A1)
+    first.kill()
+    os.kill(supervisor, signal.SIGKILL)
+    shutil.rmtree(first.state / "attempts" / A1)
+    service.unlist(A1)
+    agent().wait_ready()
+    hold.wait_gone()
 
 
 def test_a_supervisor_that_is_killed_is_noticed(service, agent, gate):

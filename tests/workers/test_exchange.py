@@ -23,7 +23,7 @@ def exchange(service):
 
 
 def register(exchange):
-    report = take_inventory(address="127.0.0.1", gpus=[], slots=[0], memory_bytes=None, labels={})
+    report = take_inventory(address="127.0.0.1", gpus=[], slots=[0], memory_bytes=None, labels={}, containment="none")
     return exchange.register(report)
 
 

@@ -38,7 +38,7 @@ def adopt(journal, attempt="a1", **records):
     journal.create(attempt, launch() | {"boot_id": records.pop("boot", boot_id())})
     for name, value in records.items():
         files.write_record(str(journal.attempt_folder(attempt) / f"{name}.json"), value)
-    return Runs(journal, boot_id())
+    return Runs(journal, boot_id(), None)
 
 
 def test_a_record_is_created_by_exactly_one_of_many(tmp_path):
@@ -167,7 +167,7 @@ def test_a_lost_run_is_settled_for_good(journal, records, reason, message):
     runs = adopt(journal, **records)
     assert runs.refresh()["a1"].phase is Phase.LOST
     runs.settle("a1")
-    for look in (runs, Runs(journal, boot_id())):
+    for look in (runs, Runs(journal, boot_id(), None)):
         run = look.refresh()["a1"]
         assert run.phase is Phase.ENDED
         assert run.exit.clean
@@ -179,7 +179,7 @@ def test_a_lost_run_is_settled_for_good(journal, records, reason, message):
 def test_records_that_a_crash_of_the_machine_left_empty(journal, name):
     runs = adopt(journal, boot="another")
     (journal.attempt_folder("a1") / f"{name}.json").touch()
-    runs = Runs(journal, boot_id())
+    runs = Runs(journal, boot_id(), None)
     assert runs.refresh()["a1"].phase is Phase.LOST
     runs.settle("a1")
     assert runs.refresh()["a1"].exit.reason == EndReason.UNKNOWN_START
@@ -188,7 +188,7 @@ def test_records_that_a_crash_of_the_machine_left_empty(journal, name):
 def test_an_attempt_whose_launch_record_is_empty_never_ran(journal):
     adopt(journal)
     (journal.attempt_folder("a1") / "launch.json").write_bytes(b"")
-    assert Runs(journal, boot_id()).refresh() == {}
+    assert Runs(journal, boot_id(), None).refresh() == {}
     assert journal.attempts() == []
 
 

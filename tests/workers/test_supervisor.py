@@ -203,14 +203,14 @@ def test_a_stopped_rank_can_still_react(member):
     assert one.stop().end()["exit_code"] == 9
 
 
-@pytest.mark.parametrize(
-    "leave",
-    [
-        "setsid sleep 1000 &",
-        "(setsid sh -c 'trap \"\" TERM HUP; sleep 1000 & sleep 1000' &) ; sleep 0.1",
-        "env -i setsid sleep 1000 &",
-    ],
-)
+LEAVES = [
+    "setsid sleep 1000 &",
+    "(setsid sh -c 'trap \"\" TERM HUP; sleep 1000 & sleep 1000' &) ; sleep 0.1",
+    "env -i setsid sleep 1000 &",
+]
+
+
+@pytest.mark.parametrize("leave", LEAVES)
 def test_what_a_rank_leaves_behind_is_killed(member, tmp_path, leave):
     os.mkfifo(tmp_path / "alive")
     reader = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
