@@ -106,7 +106,8 @@ class Accounts:
         return self._post(JoinResponse, "/v1/agent/join", request)
 
     def _post(self, view: type[ViewT], path: str, request: Message | None) -> ViewT:
-        return parse(view, self._connection.change("POST", path, request.model_dump_json() if request else None))
+        body = request.model_dump_json(exclude_defaults=True) if request else None
+        return parse(view, self._connection.change("POST", path, body))
 
     def _tokens(self, path: str) -> list[TokenView]:
         return parse(TokenList, self._connection.get(path)).items

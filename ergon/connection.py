@@ -24,6 +24,7 @@ from ergon.errors import (
 )
 from protocol.base import View
 from protocol.errors import ErrorBody
+from protocol.version import PROTOCOL_HEADER, PROTOCOL_VERSION
 
 ViewT = TypeVar("ViewT", bound=View)
 
@@ -45,6 +46,7 @@ BLOCK_BYTES = 1 << 20
 STREAM_SILENCE_S = 60.0
 """A followed log carries a keep-alive line more often than this; a longer silence is a broken connection."""
 
+UNKNOWN_ROUTE = frozenset({"urn:ergon:http-404", "urn:ergon:http-405"})
 COME_BACK_LATER = frozenset({502, 503, 504})
 
 
@@ -65,7 +67,11 @@ class Connection:
         self.server = credentials.server.rstrip("/")
         self._sleep = sleep
         url = _address(self.server)
-        headers = {"User-Agent": f"ergon/{metadata.version('ergon')}", "Accept": "application/json"}
+        headers = {
+            "User-Agent": f"ergon/{metadata.version('ergon')}",
+            "Accept": "application/json",
+            PROTOCOL_HEADER: str(PROTOCOL_VERSION),
+        }
         if credentials.token:
             headers["Authorization"] = f"Bearer {_token(credentials.token)}"
         # A proxy from the environment cannot reach this machine's own loopback.
@@ -216,6 +222,12 @@ class Connection:
             )
         if status >= 500:
             return UnexpectedAnswer(f"the service failed: {body.detail}")
+        if body.type in UNKNOWN_ROUTE:
+            request = response.request
+            return UnexpectedAnswer(
+                f"{self.server} does not know {request.method} {request.url.path}: it is older than this client; "
+                "upgrade the service, or install the client of its version"
+            )
         if status in (401, 403):
             return Unauthorised(body, status)
         return NotFound(body, status) if status == 404 else RequestRefused(body, status)
@@ -224,7 +236,7 @@ class Connection:
 def parse(view: type[ViewT], answer: httpx.Response | str) -> ViewT:
     """The answer as the view it should be. Raises UnexpectedAnswer if it is not."""
     try:
-        return view.model_validate_json(answer if isinstance(answer, str) else answer.content)
+        return view.read(answer if isinstance(answer, str) else answer.content)
     except ValidationError as error:
         where = "" if isinstance(answer, str) else f"of {answer.request.url} "
         fault = error.errors(include_url=False)[0]
@@ -306,6 +318,6 @@ def _retry_after(response: httpx.Response) -> float:
 
 def _error_body(response: httpx.Response) -> ErrorBody | None:
     try:
-        return ErrorBody.model_validate_json(response.content)
+        return ErrorBody.read(response.content)
     except ValidationError:
         return None

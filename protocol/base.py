@@ -1,6 +1,6 @@
 """What every message shares: frozen, and closed to fields it does not know."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -15,6 +15,14 @@ class View(Message):
     """An answer of the service. Readers ignore fields they do not know, so that a newer service can add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null", allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, text: str | bytes) -> Self:
+        """An answer as it arrived, in JSON. A request within it, such as a job's spec, may have unknown fields too.
+
+        Raises pydantic.ValidationError.
+        """
+        return cls.model_validate_json(text, extra="ignore")
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=63)]

@@ -190,6 +190,10 @@ class VerdictView(View):
     cycle: int | None = Field(default=None, description="The cycle that said it; absent for the verdict at submission.")
 
 
+ShownReason = Annotated[EndReason | str, Field(union_mode="left_to_right")]
+"""A reader shows a reason that a newer service has added as it stands."""
+
+
 class MemberView(View):
     """One node's part of an attempt."""
 
@@ -197,7 +201,7 @@ class MemberView(View):
     devices: list[str]
     state: AttemptState
     exit_code: int | None = None
-    reason: EndReason | None = None
+    reason: ShownReason | None = None
     message: str | None = None
 
 
@@ -207,7 +211,7 @@ class AttemptView(View):
     id: str
     epoch: int
     state: AttemptState
-    reason: EndReason | None = None
+    reason: ShownReason | None = None
     granted_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None

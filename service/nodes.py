@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from protocol.nodes import DeviceReport, NodePage, NodeReport, NodeView
 from protocol.states import NodeState
 from protocol.sync import RegisterRequest, RegisterResponse
-from protocol.version import PROTOCOL_VERSION
+from protocol.version import why_mismatched
 from scheduler.power import InstalledDevice, Inventory, node_power
 from service import attempts, views
 from service.auth import Person
@@ -120,11 +120,8 @@ def _holders(tx: Connection, person: Person) -> dict[str, str]:
 
 def check_protocol(version: int) -> None:
     """Raises ProtocolMismatch unless an agent speaks our version."""
-    if version != PROTOCOL_VERSION:
-        older = "agent" if version < PROTOCOL_VERSION else "service"
-        raise ProtocolMismatch(
-            f"the agent speaks protocol {version}, the service {PROTOCOL_VERSION}: upgrade the {older}"
-        )
+    if why := why_mismatched("agent", version):
+        raise ProtocolMismatch(why)
 
 
 def inventory_of(report: NodeReport) -> Inventory:

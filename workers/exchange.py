@@ -96,12 +96,14 @@ class Exchange:
     def _call(self, path: str, request: Message, answer: type[AnyView], timeout_s: float) -> AnyView | Unavailable:
         headers = {"Content-Type": "application/json"}
         try:
-            response = self._client.post(path, content=request.model_dump_json(), headers=headers, timeout=timeout_s)
+            # Without defaults: an older service refuses fields it does not know, and need not hear of them unless used.
+            body = request.model_dump_json(exclude_defaults=True)
+            response = self._client.post(path, content=body, headers=headers, timeout=timeout_s)
         except httpx.HTTPError as error:
             return Unavailable(message=str(error) or type(error).__name__)
         if response.is_success:
             try:
-                return answer.model_validate_json(response.content)
+                return answer.read(response.content)
             except ValidationError as error:
                 return Unavailable(message=f"the answer cannot be read: {error}")
         detail = _detail(response)
@@ -115,7 +117,10 @@ REFUSALS = {
     401: (EXIT_REFUSED, "the service does not accept the node token; check --token-file"),
     403: (EXIT_REFUSED, "the service does not accept the node token; check --token-file"),
     409: (EXIT_REPLACED, "another agent has taken this node or one of its devices"),
-    422: (EXIT_BUG, "the service cannot read what this agent sent, which is a bug of Ergon"),
+    422: (
+        EXIT_BUG,
+        "the service cannot read what this agent sent: upgrade it if it is the older; else it is a bug of Ergon",
+    ),
     426: (EXIT_REFUSED, "agent and service are of versions that do not understand each other; upgrade the older"),
 }
 
@@ -196,7 +201,7 @@ def is_loopback(server: str) -> bool:
 
 def _detail(response: httpx.Response) -> str:
     try:
-        return ErrorBody.model_validate_json(response.content).detail
+        return ErrorBody.read(response.content).detail
     except ValidationError:
         return f"HTTP status {response.status_code} from {response.url}"
 

@@ -83,7 +83,7 @@ def _check(response: httpx.Response) -> None:
     if response.is_success:
         return
     try:
-        detail = ErrorBody.model_validate_json(response.read()).detail
+        detail = ErrorBody.read(response.read()).detail
     except ValidationError:
         detail = f"HTTP status {response.status_code} from {response.url}"
     if 400 <= response.status_code < 500 and response.status_code not in (408, 425, 429):

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from service.api import accounts, agent, archives, control, cycles, errors, health, jobs, nodes, reports, submission
 from service.api.deps import Parts
-from service.api.limits import BodyLimit, KnownHosts
+from service.api.limits import BodyLimit, KnownHosts, KnownProtocol
 from service.blobs import open_blobs
 from service.db import Listener
 from service.web import routes as web
@@ -47,6 +47,7 @@ def create_app(parts: Parts, listener: Listener | None = None) -> FastAPI:
     for module in (accounts, submission, control, jobs, nodes, reports, cycles, agent, archives, health, web):
         app.include_router(module.router)
     app.add_middleware(BodyLimit)
+    app.add_middleware(KnownProtocol)
     if parts.settings.host in LOOPBACK:
         app.add_middleware(KnownHosts, hosts=LOOPBACK)
     return app

@@ -10,7 +10,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from archives.limits import CODE, OUTPUT
-from service.api.errors import problem
+from protocol.version import PROTOCOL_HEADER, why_mismatched
+from service.api.errors import TITLES, problem
+from service.refusals import ProtocolMismatch
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 UPLOADS = (
@@ -36,6 +38,28 @@ class KnownHosts:
         known = ", ".join(sorted(self._hosts))
         detail = f"this service answers to {known} only; set ERGON_HOST for it to listen on another address"
         await problem(400, "unknown-host", "The request is meant for another host", detail)(scope, receive, send)
+
+
+class KnownProtocol:
+    """Refuse a client of ours that would misunderstand the answers. Whoever does not say what it speaks is let in, and
+    what is listening here may always be asked.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        said = Headers(scope=scope).get(PROTOCOL_HEADER) if scope["type"] == "http" else None
+        if said is None or scope["path"] == "/v1/version":
+            await self._app(scope, receive, send)
+        elif not re.fullmatch(r"[0-9]{1,9}", said):
+            detail = f"the header {PROTOCOL_HEADER} takes a whole number; leave it out unless you are a client of Ergon"
+            await problem(400, "http-400", TITLES[400], detail)(scope, receive, send)
+        elif why := why_mismatched("client", int(said)):
+            refusal = problem(ProtocolMismatch.status, ProtocolMismatch.kind, ProtocolMismatch.title, why)
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 class BodyLimit:

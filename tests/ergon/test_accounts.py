@@ -86,7 +86,7 @@ def test_a_join_token_is_asked_for_as_said(service: HttpService, capsys: Capture
     assert main(["join-token", "new", "--node", "n1", "--valid", "15m", "--replace"]) == 0
     assert capsys.readouterr().out == "ergon_join_x\n" * 2
     assert [json.loads(asked.body) for asked in service.asked] == [
-        {"node": None, "valid_s": 3600.0, "replace": False},
+        {},
         {"node": "n1", "valid_s": 900.0, "replace": True},
     ]
 

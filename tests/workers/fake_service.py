@@ -30,6 +30,7 @@ class FakeService:
         self.reports = defaultdict(list)
         self.samples = []
         self.registrations = []
+        self.bodies = []
         self.syncs = 0
         self.drop_answers = 0
         self.refusals = []
@@ -122,6 +123,7 @@ class FakeService:
 
     def _handle(self, call, body):
         with self.changed:
+            self.bodies.append((call.path, json.loads(body)))
             status, answer = self._refusal(call.headers)
             if answer is None and call.path == "/v1/agent/register":
                 answer = self._register(RegisterRequest.model_validate_json(body))
