@@ -8,6 +8,7 @@ The standard library only, so that importing it costs nothing and needs no packa
 """
 
 import contextlib
+import faulthandler
 import json
 import math
 import operator
@@ -128,5 +129,15 @@ def _warn_once(subject: str, message: str) -> None:
             os.write(2, f"ergon.runtime: {message}\n".encode())
 
 
+def _arrange_dump() -> None:
+    """Let Ergon ask where every thread is when this rank seems to hang: the answer goes to its standard error."""
+    number = os.environ.get("ERGON_DUMP_SIGNAL")
+    if number:
+        faulthandler.register(int(number), file=2, all_threads=True)
+
+
 def _note_stop(signum: int, frame: FrameType | None) -> None:
     _stop.set()
+
+
+_arrange_dump()

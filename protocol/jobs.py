@@ -119,6 +119,13 @@ class JobSpec(Message):
     time_limit_s: float | None = Field(
         default=None, gt=0, le=1e9, description="The job is stopped when it has run this long, in s."
     )
+    stall_timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e9,
+        description="When no rank has written output or progress for this long, in s, the job counts as stalled: it is "
+        "stopped, says where it hung, and is tried again.",
+    )
     expected_run_s: float | None = Field(
         default=None, gt=0, le=1e9, description="The user's estimate of the run time in s; the planner uses it."
     )

@@ -34,6 +34,7 @@ class EndReason(StrEnum):
     COMPLETED = "completed"  # every rank exited with 0
     FAILED = "failed"  # a rank exited with another code, or by a signal that Ergon did not send
     TIME_LIMIT = "time_limit"  # it ran past the job's time limit
+    STALLED = "stalled"  # its ranks lived and did nothing: silent for too long, or stopped by a signal
     DISK_QUOTA = "disk_quota"  # a member wrote more to its node's disk than it may
     CANCELLED = "cancelled"  # the user or an administrator asked for it
     START_FAILED = "start_failed"  # the command could not be started at all

@@ -59,6 +59,9 @@ class MemberReport(Message):
     )
     reason: EndReason | None = Field(default=None, description="Why it ended; there must be one once it has.")
     message: Text | None = Field(default=None, max_length=2_000)
+    quiet: bool = Field(
+        default=False, description="None of its ranks has written anything for the job's `stall_timeout_s`."
+    )
     clean: bool = Field(default=False, description="True once no process of it is left: its devices are free.")
 
     @model_validator(mode="after")
@@ -132,6 +135,9 @@ class Assignment(View):
     disk_bytes: int | None = Field(
         default=None,
         description="What the member may have on the node's disk in bytes; the node's own limit if absent.",
+    )
+    stall_timeout_s: float | None = Field(
+        default=None, description="How long its ranks may write neither output nor progress, in s, before it is quiet."
     )
     stop_grace_s: float = Field(description="From the polite signal to the one that cannot be refused, in s.")
     offsets: dict[str, int] = Field(

@@ -60,6 +60,9 @@ def take_report(tx: Connection, node_id: str, report: MemberReport, *, max_attem
             message=report.message,
         )
         changed = True
+    if report.quiet != member.quiet:
+        store.change_member(tx, attempt.id, member.member, quiet=report.quiet)
+        changed = True
     if report.state == AttemptState.ENDED and report.clean:
         store.release_member(tx, attempt.id, member.member, now=now)
         notify(tx, "cycle")
@@ -194,6 +197,7 @@ def _facts(row: Record) -> MemberFacts:
         reason=EndReason(row.reason) if row.reason else None,
         exit_code=row.exit_code,
         message=row.message,
+        quiet=row.quiet,
     )
 
 

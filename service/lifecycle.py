@@ -24,9 +24,10 @@ JOB_CHANGES: dict[JobState, frozenset[JobState]] = {
 ATTEMPT_ORDER = (A.GRANTED, A.STARTING, A.RUNNING, A.STOPPING, A.ENDED)
 """Attempts and members only move forward along this line; steps may be skipped."""
 
-LOSSES = frozenset({EndReason.NODE_LOST, EndReason.FENCED, EndReason.UNKNOWN_START})
-"""Ends that are no fault of the job: it goes back to the queue until it has lost ERGON_MAX_ATTEMPTS attempts so, and
-fails then. It does not stay in `held`: whoever waits for it must hear of the end, and `ergon resubmit` begins anew.
+LOSSES = frozenset({EndReason.NODE_LOST, EndReason.FENCED, EndReason.UNKNOWN_START, EndReason.STALLED})
+"""Ends that are no fault of the job, as far as one can tell: it goes back to the queue until it has lost
+ERGON_MAX_ATTEMPTS attempts so, and fails then. It does not stay in `held`: whoever waits for it must hear of the end,
+and `ergon resubmit` begins anew.
 """
 
 OWN_FAULTS = frozenset({EndReason.FAILED, EndReason.START_FAILED, EndReason.PEER_ENDED})
@@ -37,9 +38,9 @@ time limit or its limit on the disk would do so again.
 FIRST_BACK_OFF_S = 5.0
 LONGEST_BACK_OFF_S = 300.0
 
-ASKED = frozenset({EndReason.CANCELLED, EndReason.DRAINED})
-"""Ends that somebody asked the service for: a member that was stopped then ended for the attempt's own reason, and not
-because of another member."""
+ASKED = frozenset({EndReason.CANCELLED, EndReason.DRAINED, EndReason.STALLED})
+"""Ends that somebody asked the service for, or that it saw itself: a member that was stopped then ended for the
+attempt's own reason, and not because of another member."""
 
 SENTENCES: dict[EndReason, str] = {
     EndReason.COMPLETED: "every rank exited with 0",
@@ -52,6 +53,7 @@ SENTENCES: dict[EndReason, str] = {
     EndReason.FENCED: "its node could not reach the service and stopped it",
     EndReason.NODE_LOST: "its node was not heard of any more",
     EndReason.UNKNOWN_START: "its node cannot tell whether it ran",
+    EndReason.STALLED: "its ranks lived and did nothing",
     EndReason.DRAINED: "an administrator emptied its node",
 }
 
@@ -62,12 +64,13 @@ class IllegalChange(AssertionError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberFacts:
-    """What is known of one member when the whole gang is judged."""
+    """What is known of one member when the whole gang is judged. `quiet`: its ranks have said nothing for too long."""
 
     state: AttemptState
     reason: EndReason | None
     exit_code: int | None
     message: str | None
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +109,10 @@ def judge_gang(members: Sequence[MemberFacts], stopping_for: EndReason | None) -
         return GangFacts(
             state=A.ENDED, stop=False, reason=cause.reason, exit_code=cause.exit_code, message=cause.message
         )
-    if bad or stopping_for:
-        return GangFacts(
-            state=A.STOPPING, stop=True, reason=stopping_for or bad[0].reason, exit_code=None, message=None
-        )
+    silent = all(member.quiet for member in members if member.state != A.ENDED)
+    if bad or stopping_for or silent:
+        reason = stopping_for or (bad[0].reason if bad else EndReason.STALLED)
+        return GangFacts(state=A.STOPPING, stop=True, reason=reason, exit_code=None, message=None)
     state = A.RUNNING if ended else min((member.state for member in members), key=ATTEMPT_ORDER.index)
     return GangFacts(state=state, stop=False, reason=None, exit_code=None, message=None)
 
@@ -118,7 +121,8 @@ def _cause(ended: list[MemberFacts], bad: list[MemberFacts], stopping_for: EndRe
     """The member that tells why the gang ended. Members that were stopped because of another one come last."""
     first = [member for member in bad if member.reason == stopping_for]
     own = [member for member in bad if member.reason != EndReason.PEER_ENDED]
-    return (first or own or bad or ended)[0]
+    candidates = first or own or bad or ended
+    return next((member for member in candidates if member.message), candidates[0])
 
 
 def job_state_after(

@@ -245,6 +245,8 @@ members = Table(
     Column("exit_code", Integer, nullable=True),
     Column("reason", Text, nullable=True),
     Column("message", Text, nullable=True),
+    # Its ranks have written nothing for the job's `stall_timeout_s`.
+    Column("quiet", Boolean, nullable=False, server_default=text("false")),
     _time("granted_at"),
     _time("released_at", nullable=True),
     UniqueConstraint("attempt_id", "node_id"),

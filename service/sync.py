@@ -94,6 +94,7 @@ def _assignment(row: Record, devices: Sequence[DeviceGrant], stop_grace_s: float
         memory_bytes=row.memory_bytes,
         rendezvous=row.rendezvous,
         time_limit_s=spec.time_limit_s,
+        stall_timeout_s=spec.stall_timeout_s,
         disk_bytes=spec.disk_bytes_per_node,
         stop_grace_s=stop_grace_s,
     )

@@ -12,6 +12,7 @@ from archives.limits import show_bytes
 from protocol.jobs import Recipe
 from protocol.sync import Assignment, DeviceGrant
 from workers.rendezvous import split_address
+from workers.stalls import DUMP_SIGNAL
 
 STREAM_CAP_BYTES = 64 * 1024 * 1024
 
@@ -58,6 +59,7 @@ def launch_record(
         "ranks": [rank_record(assignment, local_rank, folder) for local_rank in range(assignment.ranks)],
         "time_limit_s": assignment.time_limit_s,
         "stop_grace_s": assignment.stop_grace_s,
+        "stall_timeout_s": assignment.stall_timeout_s,
         "cap_bytes": STREAM_CAP_BYTES,
         "disk": disk_limit(assignment.disk_bytes, disk_bytes),
     }
@@ -144,6 +146,7 @@ def gang_environment(
         "ERGON_JOB_ID": assignment.job,
         "ERGON_ATTEMPT": assignment.attempt,
         "ERGON_EPOCH": str(assignment.epoch),
+        "ERGON_DUMP_SIGNAL": str(int(DUMP_SIGNAL)),
     }
     if assignment.array_index is not None:
         identity["ERGON_ARRAY_INDEX"] = str(assignment.array_index)

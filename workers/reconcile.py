@@ -47,7 +47,8 @@ class Exit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What this node holds of one attempt. `shipped` says that the service has all its output."""
+    """What this node holds of one attempt. `shipped` says that the service has all its output, `quiet` that its ranks
+    have written nothing for too long."""
 
     attempt: str
     epoch: int
@@ -55,6 +56,7 @@ class Run:
     stop_grace_s: float
     stop: Stop | None = None
     exit: Exit | None = None
+    quiet: bool = False
     shipped: bool = False
 
 
@@ -240,7 +242,7 @@ def _report_of(run: Run, assignment: Assignment, rendezvous: str | None) -> Memb
         state = AttemptState.STARTING if run.phase is Phase.STARTING else AttemptState.RUNNING
         if run.stop:
             state = AttemptState.STOPPING
-        return MemberReport(attempt=run.attempt, epoch=run.epoch, state=state, rendezvous=rendezvous)
+        return MemberReport(attempt=run.attempt, epoch=run.epoch, state=state, rendezvous=rendezvous, quiet=run.quiet)
     return MemberReport(
         attempt=run.attempt,
         epoch=run.epoch,

@@ -224,6 +224,7 @@ class Runs:
             stop_grace_s=held.launch["stop_grace_s"],
             stop=held.stop,
             exit=held.exit,
+            quiet=(held.folder / "quiet.json").exists(),
         )
 
     @staticmethod

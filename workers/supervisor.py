@@ -7,6 +7,7 @@ member is left. Everything it is told and everything it finds out is a record in
     claim.json     pid and start time of this process; without it, nothing was ever started
     prepared.json  what `prepare.py` found out before the ranks start; of attempts that need it only
     started.json   every rank runs
+    quiet.json     no rank has said anything for as long as the job allows; gone again when one does
     stop.json      the agent wants it stopped; SIGTERM says: look
     exit.json      it is over
 
@@ -22,7 +23,7 @@ import signal
 import sys
 import time
 
-from workers import files, procfs
+from workers import files, procfs, stalls
 from workers.cgroups import Group
 from workers.usage import Usage
 
@@ -86,6 +87,10 @@ class Stream:
         os.close(self.pipe)
         os.close(self.file)
 
+    def note(self, text: str) -> None:
+        """Add something of ours, whatever the cap."""
+        self._write(text.encode())
+
     def _write(self, data: bytes) -> int:
         written = 0
         try:
@@ -140,6 +145,9 @@ class Supervisor:
         self.streams: dict[int, Stream] = {}  # pipe -> stream
         self.ending: Ending | None = None
         self.group: Group | None = None  # everything it starts is in there
+        self.stopped: dict[int, float] = {}  # pid of a rank that a signal keeps from running -> since when
+        self.silence: stalls.Silence | None = None  # of jobs that say how long is too long
+        self.quiet = False
         self.preparing: int | None = None  # pid, while it runs
         self.prepare_code = 0
         self.started_s = float("inf")  # the time limit counts from here
@@ -165,6 +173,7 @@ class Supervisor:
         while not self._is_over():
             self._wait(self._next_deadline_s() - now_s())
             self._reap()
+            self._listen()
             self._decide()
         clean = self._kill_all(UNCLEAN_AFTER_S, KILL_ROUND_S)
         self._close_streams()
@@ -249,6 +258,9 @@ class Supervisor:
             self._end("start_failed", describe_start_error(program, error), grace_s=0)
         else:
             self.started_s = now_s()
+            if self.launch.get("stall_timeout_s"):  # a record of before has none
+                progress = [rank["env"]["ERGON_PROGRESS"] for rank in self.launch["ranks"]]
+                self.silence = stalls.Silence(self.launch["stall_timeout_s"], progress, self.started_s)
             files.write_record(self._path("started.json"), {"pids": list(self.ranks)}, durable=False)
             files.ring(self.launch["bell"])
 
@@ -285,6 +297,19 @@ class Supervisor:
 
     # -- watching
 
+    def _listen(self) -> None:
+        """Tell the agent when the ranks have been silent for too long, and when they are no longer. Whether the gang is
+        silent only the service knows: often just one rank of all prints."""
+        quiet = self.silence is not None and self.silence.is_too_long(now_s())
+        if quiet == self.quiet:
+            return
+        self.quiet = quiet
+        if quiet:
+            files.write_record(self._path("quiet.json"), {}, durable=False)
+        else:
+            os.unlink(self._path("quiet.json"))
+        files.ring(self.launch["bell"])
+
     def _decide(self) -> None:
         """See whether there is a reason to end. The first one stays; the end of the lease only cuts its patience."""
         if self.ending:
@@ -305,11 +330,19 @@ class Supervisor:
             self._end("time_limit", f"it ran for {limit_s:g} s, its time limit", grace_s)
         elif self.usage is not None and self.usage.look() > self.launch["disk"]["bytes"]:
             self._end("disk_quota", self.launch["disk"]["message"], grace_s=0)
+        elif self.stopped and now_s() >= min(self.stopped.values()) + stalls.STOPPED_LIMIT_S:
+            rank = self.ranks[min(self.stopped, key=lambda pid: self.stopped[pid])]
+            limit_s = stalls.STOPPED_LIMIT_S
+            self._end("stalled", f"rank {rank} was stopped by a signal and did not go on for {limit_s:g} s", grace_s)
         elif self._lease_is_over():
             self._end("fenced", "the lease was not renewed in time", min(grace_s, self.lease["grace_s"]))
 
     def _end(self, reason: str, message: str, grace_s: float, exit_code: int | None = None) -> None:
         """Ask the ranks that are left to end."""
+        if self.quiet:
+            silent = f"nothing was written for {self.launch['stall_timeout_s']:g} s; where it hung is in its stderr"
+            message = "; ".join(part for part in (message, silent) if part)
+            self._dump_stacks()
         self.ending = Ending(reason, message, now_s() + grace_s, exit_code)
         for pid in self.ranks:
             for number in (signal.SIGTERM, signal.SIGCONT):  # a rank that is stopped cannot react before it continues
@@ -317,6 +350,18 @@ class Supervisor:
                     os.killpg(pid, number)
                 except ProcessLookupError:
                     break
+
+    def _dump_stacks(self) -> None:
+        """Let every rank's standard error tell where it hangs."""
+        for pid in self.ranks:
+            stalls.ask_for_stacks(pid)
+        until_s = now_s() + stalls.DUMP_S
+        while now_s() < until_s:
+            self._wait(until_s - now_s())
+        ranks = {f"rank-{rank}.stderr": pid for pid, rank in self.ranks.items()}
+        for stream in self.streams.values():
+            if stream.name in ranks:
+                stream.note(stalls.describe(ranks[stream.name]))
 
     def _lease_is_over(self) -> bool:
         """The agent moves the end of the lease in its record; it is read again only when the known end has come."""
@@ -337,7 +382,11 @@ class Supervisor:
             return self.ending.kill_at_s if now_s() >= fence_at_s else min(self.ending.kill_at_s, fence_at_s)
         limit_s = self.launch["time_limit_s"]
         next_s = fence_at_s if limit_s is None else min(fence_at_s, self.started_s + limit_s)
-        return next_s if self.usage is None else min(next_s, self.usage.next_s)
+        if self.usage is not None:
+            next_s = min(next_s, self.usage.next_s)
+        if self.silence is not None and not self.quiet:
+            next_s = min(next_s, self.silence.due_s())
+        return min([next_s, *(since_s + stalls.STOPPED_LIMIT_S for since_s in self.stopped.values())])
 
     def _wait(self, seconds: float) -> None:
         """Until a signal, output, or `seconds` have passed. Moves the output that is there."""
@@ -346,19 +395,26 @@ class Supervisor:
                 os.read(self.bell, 4096)
             elif not self.streams[pipe].pump():
                 self.poll.unregister(pipe)
+            elif self.silence is not None:
+                self.silence.hear(now_s())
 
     def _on_stop(self, _number: int, _frame: object) -> None:
         self.stop_asked = True
 
     def _reap(self) -> None:
-        """Take note of every child that ended, ranks and orphans of ranks alike."""
+        """Take note of every child that ended, ranks and orphans of ranks alike, and of ranks that were stopped."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
+            self.stopped.pop(pid, None)
+            if os.WIFSTOPPED(status) and pid in self.ranks:
+                self.stopped[pid] = now_s()
+            if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+                continue
             if pid == self.preparing:
                 self.preparing, self.prepare_code = None, os.waitstatus_to_exitcode(status)
             rank = self.ranks.pop(pid, None)

@@ -68,6 +68,7 @@ UNITS = {
     "memory": "memory_bytes_per_node",
     "disk": "disk_bytes_per_node",
     "time_limit": "time_limit_s",
+    "stall_timeout": "stall_timeout_s",
     "expected_run": "expected_run_s",
 }
 """Fields with a unit -> the field of the spec each stands for."""
@@ -79,6 +80,7 @@ class FileJob(JobSpec):
     memory: Size = Field(default=None, description="`memory_bytes_per_node` with a unit.")
     disk: Size = Field(default=None, description="`disk_bytes_per_node` with a unit.")
     time_limit: Duration = Field(default=None, description="`time_limit_s` with a unit.")
+    stall_timeout: Duration = Field(default=None, description="`stall_timeout_s` with a unit.")
     expected_run: Duration = Field(default=None, description="`expected_run_s` with a unit.")
 
     @model_validator(mode="after")

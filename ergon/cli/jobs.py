@@ -189,6 +189,8 @@ def describe_request(spec: JobSpec) -> str:
         words += f", {show_size(spec.memory_bytes_per_node)} of memory per node"
     if spec.disk_bytes_per_node:
         words += f", at most {show_size(spec.disk_bytes_per_node)} on each node's disk"
+    if spec.stall_timeout_s:
+        words += f", stalled after {show_duration(spec.stall_timeout_s)} of silence"
     if spec.time_limit_s:
         words += f", at most {show_duration(spec.time_limit_s)}"
     return words

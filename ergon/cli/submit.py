@@ -31,6 +31,7 @@ OPTIONS = {
     "memory_bytes_per_node": "--memory",
     "disk_bytes_per_node": "--disk",
     "time_limit_s": "--time-limit",
+    "stall_timeout_s": "--stall-timeout",
     "expected_run_s": "--expect",
     "env": "--env",
     "array": "--array",
@@ -72,6 +73,12 @@ def submit(
     priority: Annotated[int | None, typer.Option(help="A higher one goes first; 0 by default.")] = None,
     time_limit: Annotated[
         float | None, typer.Option(parser=parse_duration, metavar="DURATION", help="Stop it after this, such as 2h.")
+    ] = None,
+    stall_timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_duration, metavar="DURATION", help="Stop and retry it when it writes nothing for this long."
+        ),
     ] = None,
     expect: Annotated[
         float | None, typer.Option(parser=parse_duration, metavar="DURATION", help="How long it should run.")
@@ -139,6 +146,7 @@ def submit(
         "priority": priority,
         "disk_bytes_per_node": disk,
         "time_limit_s": time_limit,
+        "stall_timeout_s": stall_timeout,
         "expected_run_s": expect,
         "env": _pairs(env or [], "--env", "NAME=VALUE"),
         "python": python,

@@ -64,7 +64,7 @@ def test_submit_turns_every_option_into_the_spec(service: HttpService, capsys: C
     service.answer("POST /v1/jobs", a_job(verdict=NO_DEVICE), status=201)
     words = "submit --name big --nodes 2 --devices-per-node 4 --kind h100 --kind h200 --ranks-per-node 8 --cores 1.5"
     words += " --memory 4GiB --disk 20GiB --queue team --priority 5 --time-limit 2h --expect 15m --env A=1 --env B=x=y"
-    words += " --require-feasible --python /opt/py --requirements r.txt --dataset d=/data"
+    words += " --stall-timeout 9m --require-feasible --python /opt/py --requirements r.txt --dataset d=/data"
     words += " -- python train.py --nodes 9 -o x"
     Path("r.txt").write_text("numpy\n")
     assert main(words.split()) == 0
@@ -81,6 +81,7 @@ def test_submit_turns_every_option_into_the_spec(service: HttpService, capsys: C
         queue="team",
         priority=5,
         time_limit_s=7200,
+        stall_timeout_s=540,
         expected_run_s=900,
         env={"A": "1", "B": "x=y"},
         require_feasible=True,

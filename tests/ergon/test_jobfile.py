@@ -37,6 +37,7 @@ FULL = JobSpec(
     memory_bytes_per_node=4 << 30,
     disk_bytes_per_node=20 << 30,
     time_limit_s=7200,
+    stall_timeout_s=540,
     expected_run_s=90,
     array=ArraySpec(count=6, limit=2),
     after=[Dependency(job="job-1", on="end"), Dependency(job="array-2")],
@@ -55,6 +56,7 @@ def test_yaml(tmp_path: Path) -> None:
     memory: 4GiB
     disk: 20GiB
     time_limit: 2h
+    stall_timeout: 9m
     expected_run: 90s
     array: {count: 6, limit: 2}
     after:
@@ -75,6 +77,7 @@ def test_toml(tmp_path: Path) -> None:
     memory = "4GiB"
     disk = "20GiB"
     time_limit = "2h"
+    stall_timeout = "9m"
     expected_run = "90s"
     max_retries = 3
     [array]

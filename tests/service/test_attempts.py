@@ -157,6 +157,31 @@ def test_when_a_member_fails_the_others_are_stopped_and_the_failure_is_the_reaso
     assert cluster.held_devices() == set()
 
 
+def test_a_gang_that_says_nothing_is_stopped_and_runs_again(cluster: Cluster) -> None:
+    cluster.join("n1")
+    cluster.join("n2")
+    job = cluster.submit(nodes=2, stall_timeout_s=60)
+    gang = cluster.place(job, "n1", "n2")
+    assert cluster.sync("n1").assignments[0].stall_timeout_s == 60
+    start(cluster, gang, "n1", "n2")
+
+    def desired(node: str, *, quiet: bool) -> str:
+        return cluster.tell(node, gang, A.RUNNING, quiet=quiet).assignments[0].desired
+
+    assert desired("n1", quiet=True) == "run", "rank 0 alone may do all the talking"
+    assert desired("n1", quiet=False) == "run"
+    assert desired("n2", quiet=True) == "run"
+    assert desired("n1", quiet=True) == "stop"
+    assert cluster.sync("n2").assignments[0].desired == "stop"
+    for node in ("n1", "n2"):
+        cluster.tell(node, gang, A.ENDED, reason=R.CANCELLED, message=f"{node} hung", exit_code=-15, clean=True)
+    waiting = cluster.job(job)
+    assert (waiting.state, waiting.attempts[0].reason) == ("queued", R.STALLED)
+    assert {member.reason for member in waiting.attempts[0].members} == {R.STALLED}
+    assert waiting.verdict is not None
+    assert "its ranks lived and did nothing: n1 hung" in waiting.verdict.reasons[0].message
+
+
 def test_a_lost_node_ends_the_attempt_and_the_job_runs_again(cluster: Cluster, gang: AttemptView) -> None:
     job = job_of(cluster, gang)
     start(cluster, gang, "n1", "n2")

@@ -96,6 +96,34 @@ def test_judging_a_gang(
     assert (gang.state, gang.stop, gang.reason, gang.exit_code) == (state, stop, reason, exit_code)
 
 
+def quiet(state: AttemptState = A.RUNNING) -> MemberFacts:
+    return MemberFacts(state=state, reason=None, exit_code=None, message=None, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("members", "stopping_for", "reason"),
+    [
+        ([quiet()], None, R.STALLED),
+        ([quiet(), quiet()], None, R.STALLED),
+        ([quiet(), ended(R.COMPLETED, 0)], None, R.STALLED),
+        ([quiet(), member(A.RUNNING)], None, None),
+        ([quiet(), member(A.STARTING)], None, None),
+        ([quiet(), ended(R.FAILED, 1)], None, R.FAILED),
+        ([quiet(), quiet()], R.CANCELLED, R.CANCELLED),
+    ],
+)
+def test_a_gang_has_stalled_when_no_member_says_anything(
+    members: list[MemberFacts], stopping_for: EndReason | None, reason: EndReason | None
+) -> None:
+    gang = judge_gang(members, stopping_for)
+    assert (gang.stop, gang.reason) == (reason is not None, reason)
+
+
+def test_of_members_that_ended_alike_the_one_with_something_to_say_is_the_cause() -> None:
+    silent = MemberFacts(state=A.ENDED, reason=R.STALLED, exit_code=-15, message=None)
+    assert judge_gang([silent, ended(R.STALLED, -9)], R.STALLED).message == "stalled message"
+
+
 _living = st.sampled_from([A.GRANTED, A.STARTING, A.RUNNING, A.STOPPING]).map(member)
 _ended = st.builds(ended, st.sampled_from(R), st.none() | st.integers(-64, 255))
 _gangs = st.lists(_living | _ended, min_size=1, max_size=4)
@@ -144,7 +172,7 @@ def test_being_stopped_because_of_a_peer_is_the_last_cause_to_be_named(
         assert gang.reason in others
 
 
-AGAIN = {R.FENCED, R.NODE_LOST, R.UNKNOWN_START}
+AGAIN = {R.FENCED, R.NODE_LOST, R.UNKNOWN_START, R.STALLED}
 OWN = {R.FAILED, R.START_FAILED, R.PEER_ENDED}
 
 

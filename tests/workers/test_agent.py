@@ -287,6 +287,22 @@ def test_the_machine_was_booted_in_between(service, agent, gate):
     assert (report.reason, report.message) == (EndReason.UNKNOWN_START, "the machine was restarted under it")
 
 
+@pytest.mark.parametrize("silent", [True, False])
+def test_silence_of_the_ranks_is_told_while_it_lasts(service, agent, gate, silent):
+    hold = gate()
+    service.grant(assignment(command=hold.script("sleep 1000"), stall_timeout_s=0.3 if silent else None))
+    agent().wait_ready()
+    hold.wait_up()
+    service.wait_state(A1, RUNNING)
+    if silent:
+        service.wait(lambda: service.reports[A1][-1].quiet)
+    service.ask_stop(A1)
+    report = service.wait_forgotten(A1)
+    assert (report.reason, report.clean) == (EndReason.CANCELLED, True)
+    assert ("nothing was written for 0.3 s" in (report.message or "")) == silent
+    assert ("[ergon] process" in service.text(A1, stream="stderr")) == silent
+
+
 # -- lost answers and silence
 
 

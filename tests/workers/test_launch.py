@@ -46,6 +46,7 @@ def test_the_variables_of_a_gang_are_those_of_torchrun():
         "ERGON_JOB_ID": "job-of-a1",
         "ERGON_ATTEMPT": "a1",
         "ERGON_EPOCH": "4",
+        "ERGON_DUMP_SIGNAL": "47",
         "ERGON_PROGRESS": "/state/attempts/a1/rank-2.progress",
         "ERGON_OUTPUT": "/state/attempts/a1/output",
         "LR": "0.1",

@@ -21,7 +21,10 @@ ATTEMPT = f"member-{os.getpid()}"
 class Member:
     """An attempt's folder and the supervisor that runs it."""
 
-    def __init__(self, root: Path, argv, *, attempt=ATTEMPT, ranks=1, env=None, fence_at_s=FAR_S, **changes):
+    def __init__(
+        self, root: Path, argv, *, attempt=ATTEMPT, ranks=1, env=None, fence_at_s=FAR_S, code=SUPERVISOR, **changes
+    ):
+        """`code` is what the supervisor runs; `changes` are of the launch record."""
         self.folder = root / attempt
         (self.folder / "work").mkdir(parents=True)
         self.attempt = attempt
@@ -32,7 +35,10 @@ class Member:
         launch = {
             "argv": argv,
             "env": {"PATH": os.environ["PATH"], "ERGON_ATTEMPT": attempt} | (env or {}),
-            "ranks": [{"rank": rank, "env": {"RANK": str(rank)}} for rank in range(ranks)],
+            "ranks": [
+                {"rank": rank, "env": {"RANK": str(rank), "ERGON_PROGRESS": str(self.folder / f"rank-{rank}.progress")}}
+                for rank in range(ranks)
+            ],
             "time_limit_s": None,
             "stop_grace_s": 30,
             "cap_bytes": 1 << 20,
@@ -40,13 +46,14 @@ class Member:
             "lease": str(self.lease),
         }
         files.write_record(str(self.folder / "launch.json"), launch | changes)
+        self.code = code
         self.process = None
 
     def set_lease(self, fence_at_s, grace_s=0.0):
         files.write_record(str(self.lease), {"fence_at_s": fence_at_s, "grace_s": grace_s})
 
     def start(self):
-        command = [sys.executable, "-I", "-S", "-c", SUPERVISOR, str(self.folder)]
+        command = [sys.executable, "-I", "-S", "-c", self.code, str(self.folder)]
         self.process = subprocess.Popen(command, env={}, start_new_session=True)
         return self
 
@@ -82,8 +89,11 @@ class Member:
     def _wait_for(self, name):
         """The bell rings when a record is written."""
         while not (self.folder / name).exists():
-            select.select([self.bell], [], [])
-            os.read(self.bell, 4096)
+            self.wait_bell()
+
+    def wait_bell(self):
+        select.select([self.bell], [], [])
+        os.read(self.bell, 4096)
 
 
 @pytest.fixture
