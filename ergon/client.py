@@ -23,6 +23,7 @@ from ergon.connection import PATIENT_TRIES, TRIES, Connection, Parameters, ViewT
 from ergon.credentials import resolve
 from ergon.errors import ErgonError, Unreachable, WaitTimedOut
 from protocol.accounts import IdentityView, ServiceView
+from protocol.alarms import AlarmPage, AlarmView
 from protocol.batch import BatchRequest, BatchView, DryRunRequest, DryRunView
 from protocol.cycles import CycleDetail, CyclePage, CycleView
 from protocol.jobs import (
@@ -43,7 +44,7 @@ from protocol.reports import AllocationReport
 from protocol.states import FINAL_JOB_STATES, JobState
 
 Stream = Literal["stdout", "stderr"]
-PageT = TypeVar("PageT", JobPage, EventPage, MetricPage, NodePage, CyclePage)
+PageT = TypeVar("PageT", AlarmPage, JobPage, EventPage, MetricPage, NodePage, CyclePage)
 
 FIRST_POLL_S = 0.1
 LONGEST_POLL_S = 2.0
@@ -290,6 +291,10 @@ class Client:
         """Let a node take work again. Administrators only."""
         return self._node_action(name, "uncordon")
 
+    def confirm_down(self, name: str) -> NodeView:
+        """Say that a node which is not heard of is off: its jobs run again elsewhere at once. Administrators only."""
+        return self._node_action(name, "confirm-down")
+
     def drain(self, name: str, *, deadline_s: float) -> NodeView:
         """Keep new work away from a node; what still runs there after `deadline_s` is stopped and requeued.
 
@@ -299,6 +304,11 @@ class Client:
 
     def _node_action(self, name: str, action: str, body: str | None = None) -> NodeView:
         return parse(NodeView, self._connection.post(f"/v1/nodes/{segment(name)}/{action}", body, key=fresh_key()))
+
+    def alarms(self) -> Iterator[AlarmView]:
+        """What an administrator should look at."""
+        for page in self._pages("/v1/alarms", AlarmPage, {}):
+            yield from page.items
 
     def report(self, start: datetime | None = None, end: datetime | None = None) -> AllocationReport:
         """Who was allocated what, what stood idle, and the energy; the last 24 hours unless told otherwise.

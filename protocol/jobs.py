@@ -141,6 +141,12 @@ class JobSpec(Message):
         le=100,
         description="How often it is tried again after a rank has failed. Tries lost with a node are not counted.",
     )
+    on_disconnect: Literal["fence", "wait"] = Field(
+        default="fence",
+        description="When a node cannot reach the service: `fence` stops the ranks before the lease is over and runs "
+        "the job again; `wait` lets them run, and the job is not run again before the node is heard, has booted, or an "
+        "administrator says that it is down.",
+    )
     require_feasible: bool = Field(
         default=False, description="Refuse the job if no node that is present could ever run it."
     )

@@ -100,6 +100,9 @@ class NodeView(View):
     devices: list[DeviceView]
     base_w: float = Field(description="Power of the node in W when it is on and nothing runs.")
     cordoned: bool = Field(default=False, description="An administrator has closed it to new work.")
+    closed_because: str | None = Field(
+        default=None, description="Why the service closed it to new work by itself; `uncordon` opens it again."
+    )
     drain_at: datetime | None = Field(default=None, description="When what still runs there is stopped and requeued.")
     registered_at: datetime
     last_seen_at: datetime

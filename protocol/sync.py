@@ -91,10 +91,20 @@ class SyncRequest(Message):
     incarnation: Index
     wait_s: Seconds = Field(default=0, description="How long the service may hold the answer if nothing changes.")
     version: str | None = Field(default=None, description="Version of the assignments the agent already holds.")
+    seq: Index | None = Field(
+        default=None,
+        description="Number of this report, rising with each within an incarnation; one that arrives after a later one "
+        "is refused. Absent from a call that reports nothing.",
+    )
     leaving: bool = Field(default=False, description="The agent stops after this call: nothing new may go to it.")
     members: list[MemberReport] = []
     chunks: list[StreamChunk] = Field(default=[], max_length=256)
     samples: list[PowerSample] = Field(default=[], max_length=10_000)
+    first_sample: Index | None = Field(
+        default=None,
+        description="Running number of the first sample within the incarnation: those that came before are not counted "
+        "twice.",
+    )
 
 
 class DeviceGrant(View):
@@ -139,6 +149,7 @@ class Assignment(View):
     stall_timeout_s: float | None = Field(
         default=None, description="How long its ranks may write neither output nor progress, in s, before it is quiet."
     )
+    on_disconnect: Literal["fence", "wait"] = "fence"
     stop_grace_s: float = Field(description="From the polite signal to the one that cannot be refused, in s.")
     offsets: dict[str, int] = Field(
         default={}, description="Bytes already stored, by `rank/stream`; shipping resumes there."

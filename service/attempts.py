@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from protocol.jobs import JobSpec
 from protocol.states import AttemptState, Desired, EndReason, JobState
 from protocol.sync import MemberReport
-from service import dependencies, verdicts
+from service import broken_nodes, dependencies, verdicts
 from service.db import Record, notify
 from service.lifecycle import (
     ASKED,
@@ -60,6 +60,8 @@ def take_report(tx: Connection, node_id: str, report: MemberReport, *, max_attem
             message=report.message,
         )
         changed = True
+        if reason == EndReason.UNKNOWN_START:
+            broken_nodes.consider(tx, node_id, now=now)
     if report.quiet != member.quiet:
         store.change_member(tx, attempt.id, member.member, quiet=report.quiet)
         changed = True
@@ -75,10 +77,14 @@ def lose_node(tx: Connection, node_id: str, *, release: bool, max_attempts: int,
     """End the members on a node that is gone. Their devices stay held until the node says they are clean.
 
     Args:
-        release: the machine has booted since, so nothing of before can still run: release the devices too.
+        release: nothing of before can still run, because the machine has booted since or somebody said that it is
+            down: release the devices too, and end those members as well whose job would rather wait.
     """
     for attempt in store.live_attempts_on_node(tx, node_id):
         store.lock_attempt(tx, attempt.id)
+        if not release and _waits_for_node(tx, attempt.job_id):
+            job_store.add_event(tx, attempt.job_id, kind="disconnected", now=now, epoch=attempt.epoch, node=node_id)
+            continue
         for member in store.list_members(tx, attempt.id):
             if member.node_id == node_id and member.state != AttemptState.ENDED.value:
                 reason = EndReason.NODE_LOST.value
@@ -118,6 +124,10 @@ def settle(tx: Connection, attempt_id: str, *, max_attempts: int, now: datetime)
         assert gang.reason is not None
         _job_after_attempt(tx, attempt, gang.reason, gang.exit_code, gang.message, max_attempts=max_attempts, now=now)
     notify(tx, f"job:{attempt.job_id}")
+
+
+def _waits_for_node(tx: Connection, job_id: str) -> bool:
+    return JobSpec.model_validate(job_store.lock_job(tx, job_id).spec).on_disconnect == "wait"
 
 
 def _job_runs(tx: Connection, job_id: str, *, now: datetime) -> None:

@@ -1,14 +1,21 @@
-"""Taking nodes out of use and back: cordon keeps new work away, drain also ends what runs there by a deadline."""
+"""Taking nodes out of use and back: cordon keeps new work away, drain also ends what runs there by a deadline.
+
+And an administrator's word that a node which is not heard of is down.
+"""
 
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
 from protocol.nodes import NodeView
-from protocol.states import Desired, EndReason
+from protocol.states import Desired, EndReason, NodeState
 from service import attempts, nodes
+from service.alarms import Alarm
 from service.auth import Person
+from service.cycle.leases import QUIET_S
 from service.db import notify
+from service.refusals import NodeHeard, UnknownNode
+from service.store import alarms as alarm_store
 from service.store import attempts as attempt_store
 from service.store import nodes as store
 
@@ -24,7 +31,9 @@ def cordon(tx: Connection, person: Person, name: str) -> NodeView:
 
 def uncordon(tx: Connection, person: Person, name: str) -> NodeView:
     """The node takes work again, and nothing is stopped there any more that was not yet. Raises UnknownNode."""
-    return _change(tx, person, name, cordoned=False, drain_at=None)
+    view = _change(tx, person, name, cordoned=False, drain_at=None, closed_because=None)
+    alarm_store.drop(tx, Alarm.NODE_CLOSED, name)
+    return view
 
 
 def drain(tx: Connection, person: Person, name: str, *, deadline_s: float, now: datetime) -> NodeView:
@@ -52,6 +61,27 @@ def stop_drained(tx: Connection, node_id: str, *, now: datetime) -> bool:
         if attempt is not None and attempt.desired == Desired.RUN.value:
             attempts.stop(tx, attempt, EndReason.DRAINED, now=now)
     return bool(live)
+
+
+def confirm_down(tx: Connection, person: Person, name: str, *, max_attempts: int, now: datetime) -> NodeView:
+    """Somebody has seen that the machine is off: what it held is free at once, and its jobs run again elsewhere.
+
+    Nothing of the kind is done to a node that was heard lately. If the word was wrong and the node comes back, its
+    agent ends what is not its own any more before it starts anything.
+
+    Raises:
+        UnknownNode: there is none of this name.
+        NodeHeard: it is not down.
+    """
+    node = store.find_node(tx, name, lock=True)
+    if node is None:
+        raise UnknownNode(f"there is no node {name!r}; `ergon nodes` lists them")
+    silent_s = (now - node.last_seen_at).total_seconds()
+    if node.state == NodeState.READY.value and silent_s < QUIET_S:
+        raise NodeHeard(f"node {name!r} was heard {max(0, silent_s):.0f} s ago; `ergon node drain {name}` empties it")
+    nodes.lose(tx, name, last_seen_at=node.last_seen_at, max_attempts=max_attempts, now=now)
+    attempts.lose_node(tx, name, release=True, max_attempts=max_attempts, now=now)
+    return nodes.get(tx, person, name)
 
 
 def _change(tx: Connection, person: Person, name: str, **values: object) -> NodeView:

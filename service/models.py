@@ -102,11 +102,17 @@ nodes = Table(
     Column("containment", Text, nullable=True),
     # An administrator's word, which outlives registrations: nothing new goes there.
     Column("cordoned", Boolean, nullable=False),
+    # Why the service itself closed it; an administrator who opens it again takes that back.
+    Column("closed_because", Text, nullable=True),
+    # What the present incarnation has told: the number of its latest report, and how many samples.
+    Column("report_seq", BigInteger, nullable=False, server_default="0"),
+    Column("samples_taken", BigInteger, nullable=False, server_default="0"),
     # When what runs there is stopped; only on a node that is cordoned, and never after it is opened again.
     _time("drain_at", nullable=True),
     _time("registered_at"),
     _time("last_seen_at"),
     CheckConstraint("drain_at IS NULL OR cordoned", name="drain"),
+    CheckConstraint("closed_because IS NULL OR cordoned", name="closed_because"),
     CheckConstraint("state IN ('ready', 'lost')", name="state"),
 )
 
@@ -136,6 +142,16 @@ node_sessions = Table(
     _time("started_at"),
     _time("ended_at", nullable=True),
     Index("node_sessions_open_key", "node_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+)
+
+# What an administrator should look at, as long as it lasts. `subject` is a node, or empty.
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("message", Text, nullable=False),
+    _time("raised_at"),
 )
 
 # Jobs submitted as one; `limit` is how many of them may have devices at a time.

@@ -59,6 +59,7 @@ def register(
         store.add_node(tx, id=name, incarnation=incarnation, cordoned=False, **values)
     else:
         incarnation = node.incarnation + 1
+        values |= {"report_seq": 0, "samples_taken": 0}
         store.close_session(tx, name, ended_at=node.last_seen_at)
         store.change_node(tx, name, incarnation=incarnation, **values)
         if node.boot_id != report.boot_id:

@@ -42,6 +42,18 @@ class UnknownNode(Refusal):
     title = "No such node"
 
 
+class NodeHeard(Refusal):
+    status = 409
+    kind = "node-heard"
+    title = "The node is not down"
+
+
+class StaleReport(Refusal):
+    status = 410
+    kind = "stale-report"
+    title = "A later report has arrived"
+
+
 class UnknownCycle(Refusal):
     status = 404
     kind = "unknown-cycle"

@@ -14,7 +14,7 @@ from protocol.states import AttemptState, Desired, NodeState
 from protocol.sync import Assignment, DeviceGrant, StreamChunk, SyncRequest, SyncResponse
 from service import attempts, nodes
 from service.db import Record, notify
-from service.refusals import StaleIncarnation
+from service.refusals import StaleIncarnation, StaleReport
 from service.store import attempts as attempt_store
 from service.store import jobs as job_store
 from service.store import logs as log_store
@@ -27,6 +27,7 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
     Raises:
         ProtocolMismatch: agent and service do not speak the same version.
         StaleIncarnation: another agent has registered as this node since.
+        StaleReport: the agent has told more since, and has been heard.
     """
     nodes.check_protocol(request.protocol)
     node = node_store.touch_node(tx, name, incarnation=request.incarnation, now=now)
@@ -35,6 +36,10 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
             f"incarnation {request.incarnation} of node {name!r} is not the latest: another agent has registered "
             "with this name; stop one of the two"
         )
+    if request.seq is not None:
+        if request.seq <= node.report_seq:
+            raise StaleReport(f"report {request.seq} of node {name!r} comes after report {node.report_seq}")
+        node_store.change_node(tx, name, report_seq=request.seq)
     if node.state == NodeState.LOST.value and not request.leaving:
         _welcome_back(tx, node, now=now)
     held = {row.attempt_id: row for row in attempt_store.held_members(tx, node.id)}
@@ -46,7 +51,7 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
     for report in request.members:
         if report.attempt in held:
             attempts.take_report(tx, node.id, report, max_attempts=max_attempts, now=now)
-    node_store.add_samples(tx, [_sample_row(node.id, sample, now) for sample in request.samples])
+    _take_samples(tx, node, request, now=now)
     if request.leaving:
         nodes.lose(tx, node.id, last_seen_at=now, max_attempts=max_attempts, now=now)
 
@@ -96,6 +101,7 @@ def _assignment(row: Record, devices: Sequence[DeviceGrant], stop_grace_s: float
         time_limit_s=spec.time_limit_s,
         stall_timeout_s=spec.stall_timeout_s,
         disk_bytes=spec.disk_bytes_per_node,
+        on_disconnect=spec.on_disconnect,
         stop_grace_s=stop_grace_s,
     )
 
@@ -106,6 +112,16 @@ def _welcome_back(tx: Connection, node: Record, *, now: datetime) -> None:
     base_w = node_store.current_base_w(tx)[node.id]
     node_store.open_session(tx, node_id=node.id, num_devices=len(devices), base_w=base_w, now=now)
     notify(tx, "cycle")
+
+
+def _take_samples(tx: Connection, node: Record, request: SyncRequest, *, now: datetime) -> None:
+    """An agent that got no answer sends its samples again: those that were taken then are known by their number."""
+    samples = request.samples
+    if request.first_sample is not None:
+        samples = samples[max(0, node.samples_taken - request.first_sample) :]
+        taken = max(node.samples_taken, request.first_sample + len(request.samples))
+        node_store.change_node(tx, node.id, samples_taken=taken)
+    node_store.add_samples(tx, [_sample_row(node.id, sample, now) for sample in samples])
 
 
 def _take_chunk(tx: Connection, member: Record, chunk: StreamChunk, *, now: datetime) -> None:

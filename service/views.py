@@ -124,6 +124,7 @@ def node(row: Record, devices: Sequence[Record], holders: dict[str, str], base_w
         ],
         base_w=base_w,
         cordoned=row.cordoned,
+        closed_because=row.closed_because,
         drain_at=row.drain_at,
         registered_at=row.registered_at,
         last_seen_at=row.last_seen_at,

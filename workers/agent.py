@@ -115,6 +115,8 @@ class Agent:
             now_s=now_s(),
         )
         self._readings: deque[Reading] = deque(maxlen=MAX_READINGS)
+        self._num_read = 0
+        self._seq = 0
         self._assignments: Sequence[Assignment] | None = None
         self._version: str | None = None
         self._outdated = False
@@ -202,7 +204,7 @@ class Agent:
         it for lost and start it elsewhere, although it goes on here until its lease ends."""
         self._doorbell.close()
         if not runs and self._assignments is not None:
-            self._readings.extend(self._meter.read(self._runs.cpu_totals(), self._now_s()))
+            self._read_meter()
             self._call(self._observe(runs), [], leaving=True)
 
     # -- acting
@@ -304,7 +306,12 @@ class Agent:
 
     def _measure(self) -> None:
         if self._now_s() >= self._meter.next_s():
-            self._readings.extend(self._meter.read(self._runs.cpu_totals(), self._now_s()))
+            self._read_meter()
+
+    def _read_meter(self) -> None:
+        fresh = self._meter.read(self._runs.cpu_totals(), self._now_s())
+        self._readings.extend(fresh)
+        self._num_read += len(fresh)
 
     def _observe(self, runs: Mapping[str, Run]) -> list[MemberReport]:
         return observe(self._assignments or (), runs, rendezvous=self._rendezvous, cleared=self._cleared)
@@ -324,14 +331,17 @@ class Agent:
     def _call(self, reports: list[MemberReport], chunks: list[StreamChunk], *, leaving: bool = False) -> bool:
         """One call of the service, now. False if it did not answer."""
         self._sent_s = self._now_s()
+        self._seq += 1
         readings = list(self._readings)
         request = SyncRequest(
             protocol=PROTOCOL_VERSION,
             incarnation=self._incarnation,
+            seq=self._seq,
             leaving=leaving,
             members=reports,
             chunks=chunks,
             samples=[reading.aged(self._sent_s) for reading in readings],
+            first_sample=self._num_read - len(readings),
         )
         answer = self._exchange.sync(request)
         if isinstance(answer, Unavailable):

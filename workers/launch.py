@@ -58,6 +58,7 @@ def launch_record(
         | {"ERGON_OUTPUT": str(folder / "output")},
         "ranks": [rank_record(assignment, local_rank, folder) for local_rank in range(assignment.ranks)],
         "time_limit_s": assignment.time_limit_s,
+        "outlasts_lease": assignment.on_disconnect == "wait",
         "stop_grace_s": assignment.stop_grace_s,
         "stall_timeout_s": assignment.stall_timeout_s,
         "cap_bytes": STREAM_CAP_BYTES,

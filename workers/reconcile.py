@@ -47,13 +47,17 @@ class Exit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What this node holds of one attempt. `shipped` says that the service has all its output, `quiet` that its ranks
-    have written nothing for too long."""
+    """What this node holds of one attempt.
+
+    `outlasts_lease` says that its ranks go on without news from the service, `shipped` that the service has all its
+    output, `quiet` that its ranks have written nothing for too long.
+    """
 
     attempt: str
     epoch: int
     phase: Phase
     stop_grace_s: float
+    outlasts_lease: bool = False
     stop: Stop | None = None
     exit: Exit | None = None
     quiet: bool = False
@@ -166,11 +170,13 @@ def reconcile(
             actions.append(KillSupervisor(attempt=run.attempt) if hung else None)
         elif closing:
             actions.append(_stop(run, EndReason.FENCED, "the agent of its node was told to stop"))
-        elif lease is not None and is_over:
+        elif lease is not None and is_over and not run.outlasts_lease:
             actions.append(_stop(run, EndReason.FENCED, "the lease was not renewed in time", lease.grace_s))
         elif unlisted or (run.attempt in wanted and wanted[run.attempt].desired == Desired.STOP):
             actions.append(_stop(run, EndReason.CANCELLED, ""))
-    may_start = lease is not None and not is_over and not closing
+    # What an administrator took for dead, and was not, may hold the very devices that the next attempt was given.
+    is_rid_of_all = all(run.attempt in wanted or _is_clean(run) for run in runs.values())
+    may_start = lease is not None and not is_over and not closing and is_rid_of_all
     for attempt, assignment in wanted.items():
         if attempt not in runs and attempt not in cleared:
             actions.append(_act_on_missing(assignment, rendezvous, may_start=may_start))

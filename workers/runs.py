@@ -222,6 +222,7 @@ class Runs:
             epoch=held.launch["epoch"],
             phase=_phase(held, alive=alive),
             stop_grace_s=held.launch["stop_grace_s"],
+            outlasts_lease=held.launch.get("outlasts_lease", False),  # a record of before has none
             stop=held.stop,
             exit=held.exit,
             quiet=(held.folder / "quiet.json").exists(),

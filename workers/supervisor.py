@@ -371,7 +371,7 @@ class Supervisor:
         return now_s() >= self._fence_at_s()
 
     def _fence_at_s(self) -> float:
-        return self.lease["fence_at_s"]
+        return float("inf") if self.launch.get("outlasts_lease") else self.lease["fence_at_s"]
 
     def _is_over(self) -> bool:
         return self.ending is not None and (not self.ranks or now_s() >= self.ending.kill_at_s)

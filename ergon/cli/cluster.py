@@ -48,6 +48,19 @@ def _row(node: NodeView) -> tuple[str, ...]:
     )
 
 
+def alarms(as_json: Json = False) -> int:
+    """List what an administrator should look at. Exit code 1 if there is anything."""
+    with Client() as client:
+        found = list(client.alarms())
+    if as_json:
+        write_json_lines(found)
+    elif found:
+        table(("SINCE", "KIND", "WHAT IS THE MATTER"), [(local_time(a.raised_at), a.kind, a.message) for a in found])
+    else:
+        note("no alarms")
+    return 1 if found else 0
+
+
 def report(
     start: Annotated[
         datetime | None,

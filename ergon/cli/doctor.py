@@ -101,7 +101,12 @@ def _gpu() -> Finding:
 def _service() -> list[Finding]:
     """The server, then what needs it: after a check that fails the later ones say nothing new."""
     findings: list[Finding] = []
-    checks: dict[str, Callable[[Client], Finding]] = {"server": _server, "token": _token, "nodes": _nodes}
+    checks: dict[str, Callable[[Client], Finding]] = {
+        "server": _server,
+        "token": _token,
+        "nodes": _nodes,
+        "alarms": _alarms,
+    }
     try:
         with Client() as client:
             for check in checks.values():
@@ -135,3 +140,10 @@ def _nodes(client: Client) -> Finding:
         message = f"none of {len(nodes)} is ready; start an agent on one (`ergon up` starts local ones)"
         return Finding(what="nodes", level="problem", message=message)
     return Finding(what="nodes", level="ok", message=f"{ready} of {len(nodes)} ready")
+
+
+def _alarms(client: Client) -> Finding:
+    alarms = list(client.alarms())
+    if alarms:
+        return Finding(what="alarms", level="problem", message="; ".join(alarm.message for alarm in alarms))
+    return Finding(what="alarms", level="ok", message="none")

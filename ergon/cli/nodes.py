@@ -30,6 +30,16 @@ def uncordon(name: Name, as_json: Json = False) -> None:
         _say(client.uncordon(name), as_json)
 
 
+@node_commands.command("confirm-down")
+def confirm_down(name: Name, as_json: Json = False) -> None:
+    """Say that a node which is not heard of is off: what it held is free, its jobs run again elsewhere at once.
+
+    Look first: on a machine that is still on, its ranks would run beside the new ones.
+    """
+    with Client() as client:
+        _say(client.confirm_down(name), as_json)
+
+
 @node_commands.command("drain")
 def drain(
     name: Name,
@@ -48,6 +58,8 @@ def state_words(node: NodeView) -> str:
     """Its state, and whether it takes work: `ready`, `ready, cordoned`, `ready, drains until 2031-05-01 12:00:00`."""
     if node.drain_at is not None:
         return f"{node.state}, drains until {local_time(node.drain_at)}"
+    if node.closed_because is not None:
+        return f"{node.state}, closed by the service"
     return f"{node.state}, cordoned" if node.cordoned else str(node.state)
 
 
@@ -56,6 +68,8 @@ def _say(node: NodeView, as_json: bool) -> None:
         write_json(node)
         return
     line(f"{node.name}: {state_words(node)}")
+    if node.closed_because is not None:
+        note(node.closed_because)
     jobs = sorted({device.job for device in node.devices if device.job})
     if node.cordoned and jobs:
         note(f"still there: {', '.join(jobs)}")

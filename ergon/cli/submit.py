@@ -37,6 +37,7 @@ OPTIONS = {
     "array": "--array",
     "after": "--after",
     "max_retries": "--max-retries",
+    "on_disconnect": "--on-disconnect",
     "recipe": "--recipe",
     "code": "--dir",
     "python": "--python",
@@ -115,6 +116,10 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Submit nothing; say what would be, and whether it would start now.")
     ] = False,
+    on_disconnect: Annotated[
+        str | None,
+        typer.Option(metavar="fence|wait", help="Stop or go on when a node cannot reach the service; fence."),
+    ] = None,
     require_feasible: Annotated[
         bool, typer.Option("--require-feasible", help="Refuse the job if no present node could ever run it.")
     ] = False,
@@ -155,6 +160,7 @@ def submit(
         "array": _array(array, array_limit),
         "after": [_dependency(word) for word in after or []],
         "max_retries": max_retries,
+        "on_disconnect": on_disconnect,
         "require_feasible": require_feasible,
     }
     given = {field: value for field, value in fields.items() if value not in (None, [], {}) and value is not False}

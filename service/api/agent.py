@@ -9,7 +9,7 @@ from protocol.sync import RegisterRequest, RegisterResponse, SyncRequest, SyncRe
 from service import auth, joining, nodes, sync
 from service.api.deps import Authorization, JoinTokenDep, NodeDep, PartsDep
 from service.api.errors import RESPONSES, refused
-from service.refusals import DeviceTaken, JoinTokenSpent, NodeTaken, ProtocolMismatch, StaleIncarnation
+from service.refusals import DeviceTaken, JoinTokenSpent, NodeTaken, ProtocolMismatch, StaleIncarnation, StaleReport
 
 router = APIRouter(prefix="/v1/agent", tags=["agent"], responses=RESPONSES)
 
@@ -37,7 +37,7 @@ def register(request: RegisterRequest, parts: PartsDep, node: NodeDep) -> Regist
         )
 
 
-@router.post("/sync", responses=refused(StaleIncarnation, ProtocolMismatch))
+@router.post("/sync", responses=refused(StaleIncarnation, StaleReport, ProtocolMismatch))
 async def exchange(
     request: SyncRequest, parts: PartsDep, node: NodeDep, authorization: Authorization = None
 ) -> SyncResponse:

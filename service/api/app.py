@@ -7,7 +7,20 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from service.api import accounts, agent, archives, control, cycles, errors, health, jobs, nodes, reports, submission
+from service.api import (
+    accounts,
+    agent,
+    alarms,
+    archives,
+    control,
+    cycles,
+    errors,
+    health,
+    jobs,
+    nodes,
+    reports,
+    submission,
+)
 from service.api.deps import Parts
 from service.api.limits import BodyLimit, KnownHosts, KnownProtocol
 from service.blobs import open_blobs
@@ -44,7 +57,7 @@ def create_app(parts: Parts, listener: Listener | None = None) -> FastAPI:
     app.state.parts = parts
     app.state.blobs = open_blobs(parts.settings)
     errors.install(app)
-    for module in (accounts, submission, control, jobs, nodes, reports, cycles, agent, archives, health, web):
+    for module in (accounts, submission, control, jobs, nodes, reports, cycles, alarms, agent, archives, health, web):
         app.include_router(module.router)
     app.add_middleware(BodyLimit)
     app.add_middleware(KnownProtocol)

@@ -8,10 +8,12 @@ from sqlalchemy import text
 
 from protocol.accounts import IdentityView, ServiceView
 from protocol.version import PROTOCOL_VERSION
+from service.alarms import Alarm
 from service.api.deps import PartsDep, PersonDep
 from service.api.errors import RESPONSES, refused
 from service.db import snapshot
 from service.refusals import Unavailable
+from service.store import alarms as alarm_store
 from service.store import attempts as attempt_store
 from service.store import cycles as cycle_store
 from service.store import jobs as job_store
@@ -55,10 +57,18 @@ def metrics(parts: PartsDep, person: PersonDep) -> Response:
         devices = len(node_store.list_devices(tx))
         held = len({row.device_id for row in attempt_store.held_devices(tx)})
         cycles = cycle_store.list_cycles(tx, before=None, limit=1)
+        alarms = alarm_store.count_by_kind(tx)
     registry = CollectorRegistry()
     _gauge(registry, "ergon_jobs", "Jobs by state.", "state", jobs)
     _gauge(registry, "ergon_nodes", "Nodes by state.", "state", nodes)
     _gauge(registry, "ergon_devices", "Devices by use.", "use", {"allocated": held, "idle": devices - held})
+    _gauge(
+        registry,
+        "ergon_alarms",
+        "What an administrator should look at, by kind.",
+        "kind",
+        dict.fromkeys(Alarm, 0) | alarms,
+    )
     if cycles:
         last = cycles[0]
         Gauge("ergon_cycle_gap_ratio", "Solver gap of the last plan.", registry=registry).set(last.gap)

@@ -8,7 +8,7 @@ from protocol.nodes import DrainRequest, NodePage, NodeView
 from service import maintenance, nodes
 from service.api.deps import AdminDep, PartsDep, PersonDep
 from service.api.errors import RESPONSES, refused
-from service.refusals import UnknownNode
+from service.refusals import NodeHeard, UnknownNode
 
 router = APIRouter(prefix="/v1/nodes", tags=["nodes"], responses=RESPONSES)
 
@@ -47,6 +47,16 @@ def uncordon_node(name: Name, parts: PartsDep, person: AdminDep) -> NodeView:
     """Let the node take work again. Administrators only."""
     with parts.engine.begin() as tx:
         return maintenance.uncordon(tx, person, name)
+
+
+@router.post("/{name}/confirm-down", responses=refused(UnknownNode, NodeHeard))
+def confirm_node_down(name: Name, parts: PartsDep, person: AdminDep) -> NodeView:
+    """Say that a node which is not heard of is off: its devices are free and its jobs run again at once.
+
+    Administrators only. A node that was heard lately is refused.
+    """
+    with parts.engine.begin() as tx:
+        return maintenance.confirm_down(tx, person, name, max_attempts=parts.settings.max_attempts, now=parts.now())
 
 
 @router.post("/{name}/drain", responses=refused(UnknownNode))

@@ -19,6 +19,7 @@ from scheduler.plan import Outcome, Plan
 from scheduler.problem import Budget, Problem
 from scheduler.verify import verify
 from service import maintenance, nodes
+from service.alarms import Alarm
 from service.cycle.commit import Overtaken, TermOver, commit_gang
 from service.cycle.leadership import RENEW_S, Leadership
 from service.cycle.leases import Leases, Silence
@@ -27,6 +28,7 @@ from service.cycle.solver import SolverProcess
 from service.db import snapshot
 from service.ids import NewId
 from service.settings import Settings
+from service.store import alarms as alarm_store
 from service.store import cycles as cycle_store
 from service.store import jobs as job_store
 from service.store import nodes as node_store
@@ -35,6 +37,9 @@ log = logging.getLogger(__name__)
 
 HOUSEKEEPING_S = RENEW_S / 2
 """How often the leader renews its term and looks for silent nodes."""
+
+NAMED = 10
+"""Nodes that an alarm names."""
 
 LONGEST_STEP_S = 120.0
 """A leader whose step takes longer, far beyond the solver's own limit, hangs: it is not kept in the lead any more."""
@@ -115,13 +120,9 @@ class Cycle:
             rows = node_store.list_nodes(tx)
             overdue = node_store.overdue_drains(tx, self._now())
         contacts = {row.id: row.last_seen_at for row in rows if row.state == NodeState.READY.value}
-        doubted, self._silence = self._silence.doubted, self._leases.look(contacts, self._clock_s())
-        if self._silence.doubted and not doubted:
-            log.error(
-                "%d of %d nodes are silent at once: no lease ends while that lasts",
-                len(self._silence.doubted),
-                len(contacts),
-            )
+        before, self._silence = self._silence, self._leases.look(contacts, self._clock_s())
+        if self._silence.doubted != before.doubted:
+            self._doubt(len(contacts))
         for node_id in self._silence.lost:
             with self._engine.begin() as tx:
                 lost = nodes.lose(
@@ -138,6 +139,22 @@ class Cycle:
                 stopped = maintenance.stop_drained(tx, node_id, now=self._now())
             if stopped:
                 log.info("node %s is past its drain deadline: what runs there is stopped and requeued", node_id)
+
+    def _doubt(self, num_ready: int) -> None:
+        """Raise or drop the alarm that most nodes are silent at once."""
+        silent = self._silence.doubted
+        message = (
+            f"{len(silent)} of {num_ready} nodes are silent at once, so no lease ends: look at the network and the "
+            f"API; for nodes that are down, `ergon node confirm-down NAME` (silent: {', '.join(silent[:NAMED])}"
+            f"{', ...' if len(silent) > NAMED else ''})"
+        )
+        with self._engine.begin() as tx:
+            if silent:
+                alarm_store.put(tx, Alarm.NODES_SILENT, "", message, now=self._now())
+            else:
+                alarm_store.drop(tx, Alarm.NODES_SILENT, "")
+        if silent:
+            log.error("%s", message)
 
     def _plan(self, term: int) -> None:
         # 1. One consistent read. The transaction is over before the solver starts.

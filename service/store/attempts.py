@@ -236,5 +236,14 @@ def live_attempts_on_node(tx: Connection, node_id: str) -> Sequence[Record]:
     return tx.execute(query.order_by(attempts.c.id)).all()
 
 
+def latest_ends_on_node(tx: Connection, node_id: str, limit: int) -> Sequence[tuple[str, str | None]]:
+    """Reason and message of the latest members that ended on the node, the newest grant first."""
+    query = select(members.c.reason, members.c.message).where(
+        members.c.node_id == node_id, members.c.state == AttemptState.ENDED.value
+    )
+    query = query.order_by(members.c.granted_at.desc(), members.c.attempt_id.desc()).limit(limit)
+    return [(reason, message) for reason, message in tx.execute(query)]
+
+
 def nodes_of_attempt(tx: Connection, attempt_id: str) -> Sequence[str]:
     return tx.execute(select(members.c.node_id).where(members.c.attempt_id == attempt_id)).scalars().all()

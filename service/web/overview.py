@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from protocol.alarms import AlarmView
 from protocol.jobs import JobView
 from protocol.nodes import NodePage
 from protocol.states import JobState, NodeState
-from service import jobs, nodes, views
+from service import alarms, jobs, nodes, views
 from service.auth import Person
 from service.store import jobs as job_store
 from service.store import nodes as node_store
 
+ALARMS = 20
 NODES = 50
 RUNNING = 20
 WAITING = 20
@@ -43,6 +45,7 @@ class Overview:
     running: Sequence[JobView]
     waiting: Sequence[JobView]
     nodes: NodePage
+    alarms: Sequence[AlarmView]
 
     @property
     def count_running(self) -> int:
@@ -81,6 +84,7 @@ def overview(tx: Connection, person: Person, *, after: str) -> Overview:
         running=running.items,
         waiting=[views.job(row, (), ()) for row in waiting],
         nodes=nodes.list_page(tx, person, after=after, limit=NODES),
+        alarms=alarms.list_page(tx, after="", limit=ALARMS).items,
     )
 
 

@@ -15,12 +15,13 @@ import pytest
 from ergon.cli import doctor
 from ergon.cli.main import main
 from protocol.accounts import IdentityView, ServiceView
+from protocol.alarms import AlarmPage, AlarmView
 from protocol.cycles import CyclePage
 from protocol.jobs import EventPage, JobPage, JobSpec, JobView, MetricPage, ProgressView, Reason, Recipe, VerdictView
 from protocol.nodes import NodePage
 from protocol.states import FINAL_JOB_STATES, JobState, Role
 from protocol.version import PROTOCOL_VERSION
-from tests.ergon.builders import a_cycle, a_job, a_node, a_piece, a_point, a_report, an_event
+from tests.ergon.builders import NOON, a_cycle, a_job, a_node, a_piece, a_point, a_report, an_event
 from tests.ergon.http_service import HttpService, http_service
 
 Captured = pytest.CaptureFixture[str]
@@ -449,6 +450,7 @@ def healthy(service: HttpService) -> None:
     service.answer("GET /v1/version", ServiceView(name="ergon", version="0.1.0", protocol=PROTOCOL_VERSION))
     service.answer("GET /v1/me", IdentityView(user="alice", role=Role.USER))
     service.answer("GET /v1/nodes", NodePage(items=[a_node()]))
+    service.answer("GET /v1/alarms", AlarmPage(items=[]))
 
 
 def test_doctor_finds_a_healthy_service_healthy(service: HttpService, capsys: Captured) -> None:
@@ -526,3 +528,15 @@ def test_a_reader_that_leaves_early_is_no_error(service: HttpService) -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+def test_alarms_are_listed_and_found_by_the_doctor(service: HttpService, capsys: Captured) -> None:
+    healthy(service)
+    assert main(["alarms"]) == 0
+    assert capsys.readouterr().err == "no alarms\n"
+    alarm = AlarmView(kind="node_closed", subject="n1", message="n1 gets nothing new: mend it", raised_at=NOON)
+    service.answer("GET /v1/alarms", AlarmPage(items=[alarm]))
+    assert main(["alarms"]) == 1
+    assert "node_closed  n1 gets nothing new: mend it" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 1
+    assert findings(capsys)["alarms"] == ("problem", "n1 gets nothing new: mend it")

@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Engine, func, select
 
 from protocol.jobs import ArrayView, AttemptView, JobSpec, JobView, Reason, VerdictView
-from protocol.nodes import DeviceReport, NodeReport
+from protocol.nodes import DeviceReport, NodeReport, NodeView
 from protocol.states import AttemptState, EndReason, Role
 from protocol.sync import MemberReport, RegisterRequest, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
 from scheduler.plan import MemberPlacement, Placement
 from scheduler.problem import WHOLE_DEVICE, Problem
-from service import attempts, auth, control, jobs, nodes, submission, sync
+from service import alarms, attempts, auth, control, jobs, maintenance, nodes, submission, sync
 from service.auth import Person
 from service.cycle.commit import commit_gang
 from service.cycle.leadership import Leadership
@@ -172,6 +172,26 @@ class Cluster:
         term = self.lead() if term is None else term
         with self.engine.begin() as tx:
             commit_gang(tx, placement, shape, seen, term=term, now=self.now, new_id=self.new_id)
+
+    def confirm_down(self, name: str) -> NodeView:
+        """An administrator says that the node is off."""
+        with self.engine.begin() as tx:
+            return maintenance.confirm_down(
+                tx, self.person("root", Role.ADMIN), name, max_attempts=self.settings.max_attempts, now=self.now
+            )
+
+    def node(self, name: str) -> NodeView:
+        with self.engine.begin() as tx:
+            return nodes.get(tx, self.person("root", Role.ADMIN), name)
+
+    def uncordon(self, name: str) -> NodeView:
+        with self.engine.begin() as tx:
+            return maintenance.uncordon(tx, self.person("root", Role.ADMIN), name)
+
+    def alarms(self) -> dict[str, str]:
+        """Subject of each alarm by its kind."""
+        with self.engine.begin() as tx:
+            return {alarm.kind: alarm.subject for alarm in alarms.list_page(tx, after="", limit=100).items}
 
     def sync(self, node: str, *members: MemberReport, **more: object) -> SyncResponse:
         """One exchange of the node's agent."""

@@ -371,9 +371,11 @@ def test_when_most_nodes_fall_silent_at_once_no_job_is_taken_from_them(cluster: 
         cluster.sync("n1")
         cycle.step(woken=False)
     assert states(cluster, *running) == ["starting"] * 4
+    assert cluster.alarms() == {"nodes_silent": ""}
     cluster.sync("n2")
     for _ in range(2):
         cluster.advance(1)
         cycle.step(woken=False)
     epochs = {cluster.job(job).attempts[0].members[0].node: len(cluster.events(job)) for job in running}
     assert [epochs[name] > 2 for name in names] == [False, False, True, True], "n3 and n4 are silent by themselves"
+    assert cluster.alarms() == {}

@@ -29,6 +29,8 @@ class FakeService:
         self.streams = defaultdict(bytearray)
         self.reports = defaultdict(list)
         self.samples = []
+        self.numbered = []  # number and length of every sample that came, again those that came again
+        self.seq = 0
         self.registrations = []
         self.bodies = []
         self.syncs = 0
@@ -154,6 +156,7 @@ class FakeService:
 
     def _register(self, request):
         self.incarnation += 1
+        self.seq = 0
         self.registrations.append(request.report)
         self.changed.notify_all()
         return RegisterResponse(node=self.node, incarnation=self.incarnation, lease_s=self.lease_s)
@@ -164,6 +167,12 @@ class FakeService:
             return stale
         self.syncs += 1
         self.left = request.leaving
+        if request.seq is not None:
+            if request.seq <= self.seq:
+                return problem(410, "stale-report", "a later report has arrived")
+            self.seq = request.seq
+        for number, sample in enumerate(request.samples, start=request.first_sample or 0):
+            self.numbered.append((number, sample.seconds))
         self.samples += request.samples
         for chunk in request.chunks:
             stream = self.streams[chunk.attempt, chunk.rank, chunk.stream]

@@ -499,3 +499,13 @@ def test_busy_cores_are_sampled(service, agent):
     assert 1.0 <= core_s <= 1.5, "all of the rank's time, and the little its supervisor takes"
     ends = list(itertools.accumulate(sample.seconds for sample in service.samples if sample.device is None))
     assert ends == sorted(ends)
+
+
+def test_samples_that_are_sent_again_carry_the_number_they_had(service, agent):
+    agent("--sample-every", "0.1").wait_ready()
+    service.wait(lambda: len(service.numbered) > 1)
+    service.set(drop_answers=2)
+    service.wait(lambda: len({number for number, _ in service.numbered}) + 2 < len(service.numbered))
+    lengths = dict(service.numbered)
+    assert all(lengths[number] == seconds for number, seconds in service.numbered)
+    assert sorted(lengths) == list(range(len(lengths)))

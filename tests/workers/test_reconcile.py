@@ -260,3 +260,26 @@ def test_whatever_the_state(wanted, held, cleared, rendezvous, lease, closing):
         if report.clean:
             record = records.get(report.attempt)
             assert record is None or record.exit.clean, "devices are free only when nothing is left"
+
+
+def test_ranks_that_may_outlast_the_lease_do_and_still_end_when_they_are_told_to():
+    held = run(outlasts_lease=True)
+    assert decide([assignment()], [held], lease=OVER) == []
+    assert names(decide([assignment()], [run()], lease=OVER)) == ["StopRun"]
+    assert names(decide([assignment(desired=Desired.STOP)], [held], lease=OVER)) == ["StopRun"]
+    assert names(decide([], [held], lease=OVER)) == ["StopRun"]
+    assert names(decide([assignment()], [held], lease=OVER, closing=True)) == ["StopRun"]
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        (run(attempt="try-old"), ["StopRun"]),
+        (run(attempt="try-old", stop=STOPPED), []),
+        (run(attempt="try-old", phase=Phase.LOST), ["SettleRun"]),
+        (run(attempt="try-old", phase=Phase.ENDED, exit=ended(clean=False)), []),
+        (run(attempt="try-old", phase=Phase.ENDED, exit=ended()), ["ForgetRun", "StartRun"]),
+    ],
+)
+def test_nothing_starts_beside_what_should_not_be_here_any_more(left, expected):
+    assert names(decide([assignment()], [left])) == expected

@@ -268,6 +268,11 @@ def test_the_end_of_the_lease_stops_the_ranks_without_an_agent(member):
     assert record["reason"] == "fenced"
 
 
+def test_ranks_that_may_outlast_the_lease_do(member):
+    one = member(["sleep", "1000"], fence_at_s=now_s() + 0.3, outlasts_lease=True, time_limit_s=1.0).start()
+    assert one.end()["reason"] == "time_limit"
+
+
 def test_a_lease_that_is_renewed_goes_on(member):
     one = member(["sleep", "1000"], fence_at_s=now_s() + 1.5).start()
     one.wait_started().set_lease(now_s() + 2.0)
