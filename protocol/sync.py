@@ -43,6 +43,9 @@ class RegisterResponse(View):
     node: str
     incarnation: int
     lease_s: Seconds
+    numbered_reports: bool = Field(
+        default=False, description="Whether reports may carry `seq` and `first_sample`: a first service knew neither."
+    )
 
 
 class MemberReport(Message):

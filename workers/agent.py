@@ -145,6 +145,7 @@ class Agent:
             return
         self._incarnation = registration.incarnation
         self._lease_s = registration.lease_s
+        self._numbered = registration.numbered_reports
         self._doorbell.begin(registration.incarnation)
         self._outputs.start()
         on_ready(registration.node)
@@ -336,12 +337,12 @@ class Agent:
         request = SyncRequest(
             protocol=PROTOCOL_VERSION,
             incarnation=self._incarnation,
-            seq=self._seq,
+            seq=self._seq if self._numbered else None,
             leaving=leaving,
             members=reports,
             chunks=chunks,
             samples=[reading.aged(self._sent_s) for reading in readings],
-            first_sample=self._num_read - len(readings),
+            first_sample=self._num_read - len(readings) if self._numbered else None,
         )
         answer = self._exchange.sync(request)
         if isinstance(answer, Unavailable):

@@ -22,7 +22,10 @@ def register(client: TestClient, cluster: Cluster, name: str, report: dict[str, 
 
 def test_a_registered_node_is_seen_with_its_devices(client: TestClient, cluster: Cluster) -> None:
     answer = register(client, cluster, "n1", REPORT)
-    assert (answer.status_code, answer.json()) == (200, {"node": "n1", "incarnation": 1, "lease_s": 60.0})
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"node": "n1", "incarnation": 1, "lease_s": 60.0, "numbered_reports": True},
+    )
     node = client.get("/v1/nodes/n1").json()
     assert node["containment"] == "cgroup-v2"
     assert (node["name"], node["state"], node["incarnation"], node["cpu_cores"]) == ("n1", "ready", 1, 2.0)

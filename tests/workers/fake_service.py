@@ -30,6 +30,7 @@ class FakeService:
         self.reports = defaultdict(list)
         self.samples = []
         self.numbered = []  # number and length of every sample that came, again those that came again
+        self.numbers_reports = True
         self.seq = 0
         self.registrations = []
         self.bodies = []
@@ -159,7 +160,12 @@ class FakeService:
         self.seq = 0
         self.registrations.append(request.report)
         self.changed.notify_all()
-        return RegisterResponse(node=self.node, incarnation=self.incarnation, lease_s=self.lease_s)
+        return RegisterResponse(
+            node=self.node,
+            incarnation=self.incarnation,
+            lease_s=self.lease_s,
+            numbered_reports=self.numbers_reports,
+        )
 
     def _sync(self, request):
         stale = problem(409, "stale-incarnation", f"incarnation {request.incarnation} is not the latest")
