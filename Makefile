@@ -29,9 +29,15 @@ up: setup ## start a local cluster and stay
 test: setup ## the tests, under 10 minutes on 2 cores
 	@$(BIN)/pytest -n 2 --dist loadgroup tests
 
+fuzz: setup ## made-up requests against the API, as every kind of caller: SEED=1 EXAMPLES=50
+	@ERGON_FUZZ_SEED=$(or $(SEED),1) ERGON_FUZZ_EXAMPLES=$(or $(EXAMPLES),50) $(BIN)/pytest -n 2 tests/service/test_fuzz.py
+
+reference: setup ## write docs/api.md and docs/commands.md anew
+	@$(BIN)/python -m docs.reference
+
 lint: setup ## style, types, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
 	@$(BIN)/lint-imports
 
-.PHONY: help setup demo up test lint
+.PHONY: help setup demo up test fuzz reference lint

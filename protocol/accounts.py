@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from protocol.base import Message, Name, View
+from protocol.base import Message, Name, View, example
 from protocol.states import Role
 
 DEFAULT_JOIN_S = 3_600.0
@@ -30,14 +30,16 @@ class ServiceView(View):
 class NewUser(Message):
     """A person to be known from now on."""
 
+    model_config = example(name="alice", role="user")
+
     name: Name
-    role: Role = Role.USER
+    role: Role = Field(default=Role.USER, strict=False)
 
 
 class UserChange(Message):
     """What an administrator may change of a person."""
 
-    role: Role
+    role: Role = Field(strict=False)
 
 
 class UserView(View):

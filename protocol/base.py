@@ -6,15 +6,22 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 
 class Message(BaseModel):
-    """A value that crosses a wire. Unknown fields are refused, so that a misspelt one is an error and not a silence."""
+    """A value that crosses a wire. Unknown fields are refused, so that a misspelt one is an error and not a silence;
+    so is a value of another type, such as `"2"` or `true` for a number. Enumerations come as text.
+    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="null", allow_inf_nan=False)
 
 
 class View(Message):
     """An answer of the service. Readers ignore fields they do not know, so that a newer service can add some."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=False, ser_json_inf_nan="null", allow_inf_nan=False)
+
+
+def example(**fields: object) -> ConfigDict:
+    """Configuration of a message whose documentation shows these fields."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
 
     @classmethod
     def read(cls, text: str | bytes) -> Self:

@@ -44,6 +44,8 @@ DATASET_PREFIX = "ERGON_DATASET_"
 
 BENCH_VARIABLES = {
     "ERGON_BENCH_DATA": "Folder with the public traces that benchmarks read.",
+    "ERGON_FUZZ_SEED": "Number that the made-up requests of `make fuzz` follow from.",
+    "ERGON_FUZZ_EXAMPLES": "Made-up requests of `make fuzz` for each operation; 0 for the short round of `make test`.",
     "ERGON_CHROMIUM": "Chromium for the browser tests, where it is not on the path.",
 }
 VARIABLES = CLIENT_VARIABLES | CONNECTION_VARIABLES | SERVICE_VARIABLES | RANK_VARIABLES | BENCH_VARIABLES

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from protocol.base import View
+from protocol.base import View, example
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 
@@ -16,6 +16,14 @@ class FieldError(View):
 
 class ErrorBody(View):
     """The body of every answer with status 4xx or 5xx."""
+
+    model_config = example(
+        type="urn:ergon:unknown-job",
+        title="No such job",
+        status=404,
+        detail="there is no job 'job-1'; `ergon jobs` lists yours",
+        errors=[],
+    )
 
     type: str = Field(description="A stable name for this kind of error, such as `urn:ergon:unknown-job`.")
     title: str = Field(description="The kind of error in a few words.")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from protocol.base import Kind, Message, Name, View
+from protocol.base import Kind, Message, Name, View, example
 from protocol.states import AttemptState, EndReason, JobState
 
 MAX_NODES = 100_000
@@ -59,6 +59,8 @@ class JobSpec(Message):
     A job is a gang: `nodes` members, each on a node of its own with `devices_per_node` devices of one kind.
     All of them start together or none does.
     """
+
+    model_config = example(name="two-nodes", command=["python", "train.py", "--lr", "0.1"], nodes=2)
 
     name: Name = Field(default="job", description="A name for people; it need not be unique.")
     command: list[Argument] | None = Field(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from protocol.base import Count, Index, Kind, Message, Name, Seconds, Text, View
+from protocol.base import Count, Index, Kind, Message, Name, Seconds, Text, View, example
 from protocol.jobs import MAX_MEMORY_BYTES
 from protocol.states import NodeState
 
@@ -110,6 +110,8 @@ class NodeView(View):
 
 class DrainRequest(Message):
     """Empty a node: nothing new goes there, and what runs has until the deadline."""
+
+    model_config = example(deadline_s=600)
 
     deadline_s: Seconds = Field(
         default=600.0, description="How long what runs may go on, in s; then it is stopped and requeued."

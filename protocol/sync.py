@@ -53,14 +53,16 @@ class MemberReport(Message):
 
     attempt: str
     epoch: int = Field(ge=1)
-    state: AttemptState
+    state: AttemptState = Field(strict=False)
     rendezvous: Text | None = Field(
         default=None, max_length=300, description="`address:port` for the gang; chosen by the agent of member 0."
     )
     exit_code: int | None = Field(
         default=None, ge=-(2**31), lt=2**31, description="The worst exit code of its ranks; negative is a signal."
     )
-    reason: EndReason | None = Field(default=None, description="Why it ended; there must be one once it has.")
+    reason: EndReason | None = Field(
+        default=None, strict=False, description="Why it ended; there must be one once it has."
+    )
     message: Text | None = Field(default=None, max_length=2_000)
     quiet: bool = Field(
         default=False, description="None of its ranks has written anything for the job's `stall_timeout_s`."

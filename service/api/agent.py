@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from protocol.accounts import JoinRequest, JoinResponse
 from protocol.sync import RegisterRequest, RegisterResponse, SyncRequest, SyncResponse
 from service import auth, joining, nodes, sync
-from service.api.deps import Authorization, JoinTokenDep, NodeDep, PartsDep
+from service.api.deps import JoinTokenDep, NodeDep, NodesToken, PartsDep
 from service.api.errors import RESPONSES, refused
 from service.refusals import DeviceTaken, JoinTokenSpent, NodeTaken, ProtocolMismatch, StaleIncarnation, StaleReport
 
@@ -38,9 +38,7 @@ def register(request: RegisterRequest, parts: PartsDep, node: NodeDep) -> Regist
 
 
 @router.post("/sync", responses=refused(StaleIncarnation, StaleReport, ProtocolMismatch))
-async def exchange(
-    request: SyncRequest, parts: PartsDep, node: NodeDep, authorization: Authorization = None
-) -> SyncResponse:
+async def exchange(request: SyncRequest, parts: PartsDep, node: NodeDep, authorization: NodesToken) -> SyncResponse:
     """Tell what the node observes; get what it should hold, at once or as soon as that differs from `version`."""
     topic = f"node:{node}"
     ticket = parts.hub.ticket(topic)

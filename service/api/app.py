@@ -53,6 +53,7 @@ def create_app(parts: Parts, listener: Listener | None = None) -> FastAPI:
         description="Schedules AI training at the least energy and idle time. Every answer with status 4xx or 5xx is "
         "`application/problem+json`.",
         lifespan=lifespan,
+        redirect_slashes=False,  # an address has one spelling; a redirect is no answer that an operation declares
     )
     app.state.parts = parts
     app.state.blobs = open_blobs(parts.settings)

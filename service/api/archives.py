@@ -45,6 +45,12 @@ STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
+class Archive(StreamingResponse):
+    """A tar.gz."""
+
+    media_type = MEDIA_TYPE
+
+
 @router.head("/v1/archives/{sha256}", status_code=204, responses=refused(UnknownArchive))
 def look_up_archive(sha256: Digest, parts: PartsDep, person: PersonDep) -> Response:
     """Whether you have uploaded this archive."""
@@ -69,9 +75,9 @@ async def put_archive(
 @router.get(
     "/v1/agent/archives/{sha256}",
     responses=refused(UnknownArchive) | STREAM,
-    response_class=StreamingResponse,
+    response_class=Archive,
 )
-def get_archive(sha256: Digest, parts: PartsDep, blobs: BlobsDep, node: NodeDep) -> StreamingResponse:
+def get_archive(sha256: Digest, parts: PartsDep, blobs: BlobsDep, node: NodeDep) -> Archive:
     """Code of an attempt that this node holds."""
     with parts.engine.begin() as tx:
         found = archives.find_for_node(tx, node, sha256)
@@ -117,7 +123,7 @@ def list_outputs(job_id: JobId, parts: PartsDep, person: PersonDep) -> OutputLis
 @router.get(
     "/v1/jobs/{job_id}/outputs/{member}",
     responses=refused(UnknownJob, UnknownOutput) | STREAM,
-    response_class=StreamingResponse,
+    response_class=Archive,
 )
 def get_output(
     job_id: JobId,
@@ -128,16 +134,16 @@ def get_output(
     epoch: Annotated[
         int | None, Query(ge=1, le=2**31 - 1, description="Of this attempt; the latest if absent.")
     ] = None,
-) -> StreamingResponse:
+) -> Archive:
     """What one member has stored, as tar.gz."""
     with parts.engine.begin() as tx:
         found = archives.find_output(tx, person, job_id, member=member, epoch=epoch)
     return _send(blobs, found)
 
 
-def _send(blobs: Blobs, found: Stored) -> StreamingResponse:
+def _send(blobs: Blobs, found: Stored) -> Archive:
     headers = {"Content-Length": str(found.size), "ETag": f'"{found.digest}"'}
-    return StreamingResponse(blobs.read(found.blob), media_type=MEDIA_TYPE, headers=headers)
+    return Archive(blobs.read(found.blob), headers=headers)
 
 
 async def _receive(

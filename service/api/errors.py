@@ -10,9 +10,10 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from protocol.errors import PROBLEM_MEDIA_TYPE, ErrorBody, FieldError
-from service.refusals import Refusal, Unauthorised, Unavailable
+from service.refusals import Forbidden, Invalid, ProtocolMismatch, Refusal, Unauthorised, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -24,31 +25,68 @@ TITLES = {
     405: "The method is not allowed here",
     413: "The request is too long",
 }
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+UNKNOWN_HOST = "The request is meant for another host"
 UNREADABLE = "the body cannot be read: send JSON in UTF-8, not nested a thousand deep, with numbers of sensible length"
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody, "description": text, "content": {PROBLEM_MEDIA_TYPE: {}}}
-    for status, text in {
-        400: "The request cannot be read.",
-        401: "No valid token.",
-        403: "Not allowed.",
-        422: "The request is not valid.",
-        503: "The service cannot answer now; try again.",
-    }.items()
-}
-"""What every route that needs a token may answer besides its own."""
+LINES_MEDIA_TYPE = "application/x-ndjson"
+"""One JSON object a line."""
+
+Responses = dict[int | str, dict[str, Any]]
+Declared = tuple[int, str, str]
+"""Status, kind and title of an error."""
 
 
-def refused(*kinds: type[Refusal]) -> dict[int | str, dict[str, Any]]:
-    """Declare these refusals in a route's documentation."""
-    return {
-        kind.status: {"model": ErrorBody, "description": f"{kind.title}.", "content": {PROBLEM_MEDIA_TYPE: {}}}
-        for kind in kinds
+def _of(kind: type[Refusal]) -> Declared:
+    return kind.status, kind.kind, kind.title
+
+
+HEADERS = {401: "WWW-Authenticate", 503: "Retry-After"}
+"""What an answer with this status always carries."""
+
+ANYWHERE: tuple[Declared, ...] = (
+    (400, "http-400", TITLES[400]),
+    (400, "unknown-host", UNKNOWN_HOST),
+    (413, "http-413", TITLES[413]),
+    _of(ProtocolMismatch),
+)
+WITH_TOKEN: tuple[Declared, ...] = (*ANYWHERE, *map(_of, (Unauthorised, Forbidden, Invalid, Unavailable)))
+
+
+def refused(*kinds: type[Refusal], besides: Sequence[Declared] = WITH_TOKEN) -> Responses:
+    """Declare these refusals in a route's documentation.
+
+    Args:
+        besides: declared as well; by default what every route that needs a token may answer.
+    """
+    errors = [*besides, *map(_of, kinds)]
+    by_status = {status: {kind: title for s, kind, title in errors if s == status} for status, _, _ in errors}
+    return {status: _declaration(status, titles) for status, titles in by_status.items()}
+
+
+def _declaration(status: int, titles: dict[str, str]) -> dict[str, Any]:
+    types = [f"urn:ergon:{kind}" for kind in titles]
+    schema = {
+        "allOf": [{"$ref": f"#/components/schemas/{ErrorBody.__name__}"}, {"properties": {"type": {"enum": types}}}]
     }
+    declared: dict[str, Any] = {
+        "model": ErrorBody,
+        "description": " ".join(f"{title}." for title in titles.values()),
+        "content": {PROBLEM_MEDIA_TYPE: {"schema": schema}},
+    }
+    if status in HEADERS:
+        declared["headers"] = {HEADERS[status]: {"required": True, "schema": {"type": "string"}}}
+    return declared
+
+
+RESPONSES = refused()
+PUBLIC_RESPONSES = refused(besides=ANYWHERE)
 
 
 def install(app: FastAPI) -> None:
-    """Make the application answer every error as problem+json."""
+    """Make the application answer every error as problem+json, and its documentation say so."""
+    document = app.openapi
+    app.openapi = lambda: _as_they_come(document())
 
     @app.exception_handler(Refusal)
     def refusal(_: Request, error: Refusal) -> JSONResponse:
@@ -64,10 +102,11 @@ def install(app: FastAPI) -> None:
         return problem(422, "invalid", "The request is not valid", detail, errors)
 
     @app.exception_handler(HTTPException)
-    def http(_: Request, error: HTTPException) -> JSONResponse:
+    def http(request: Request, error: HTTPException) -> JSONResponse:
         title = TITLES.get(error.status_code, "The request was refused")
         detail = UNREADABLE if error.status_code == 400 else str(error.detail)
-        return problem(error.status_code, f"http-{error.status_code}", title, detail, (), error.headers)
+        headers = {"Allow": ", ".join(_allowed(request))} if error.status_code == 405 else error.headers
+        return problem(error.status_code, f"http-{error.status_code}", title, detail, (), headers)
 
     @app.exception_handler(OperationalError)
     @app.exception_handler(PoolTimeout)
@@ -93,6 +132,25 @@ def problem(
     """One problem+json answer."""
     body = ErrorBody(type=f"urn:ergon:{kind}", title=title, status=status, detail=detail, errors=list(errors))
     return JSONResponse(body.model_dump(mode="json"), status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def _as_they_come(document: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI declares every model as JSON as well; errors come as problem+json only, and streams as lines only."""
+    for path in document["paths"].values():
+        for operation in path.values():
+            for response in operation["responses"].values():
+                if response.get("content", {}).keys() & {PROBLEM_MEDIA_TYPE, LINES_MEDIA_TYPE}:
+                    response["content"].pop("application/json", None)
+    return document
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of a path. Several routes may share it, and the router names those of the first only."""
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in request.app.routes)
+    ]
 
 
 def _path(location: Sequence[str | int]) -> str:

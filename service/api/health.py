@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from sqlalchemy import text
 
@@ -10,7 +11,7 @@ from protocol.accounts import IdentityView, ServiceView
 from protocol.version import PROTOCOL_VERSION
 from service.alarms import Alarm
 from service.api.deps import PartsDep, PersonDep
-from service.api.errors import RESPONSES, refused
+from service.api.errors import ANYWHERE, PUBLIC_RESPONSES, RESPONSES, refused
 from service.db import snapshot
 from service.refusals import Unavailable
 from service.store import alarms as alarm_store
@@ -22,13 +23,13 @@ from service.store import nodes as node_store
 router = APIRouter(tags=["service"])
 
 
-@router.get("/livez")
+@router.get("/livez", responses=PUBLIC_RESPONSES)
 def livez() -> dict[str, str]:
     """The process answers. Asks nothing of the database."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", responses=refused(Unavailable))
+@router.get("/readyz", responses=refused(Unavailable, besides=ANYWHERE))
 def readyz(parts: PartsDep) -> dict[str, str]:
     """The process can do its work: the database answers."""
     with parts.engine.connect() as tx:
@@ -36,7 +37,7 @@ def readyz(parts: PartsDep) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/v1/version")
+@router.get("/v1/version", responses=PUBLIC_RESPONSES)
 def service_version() -> ServiceView:
     """What is listening."""
     return ServiceView(name="ergon", version=version("ergon"), protocol=PROTOCOL_VERSION)
@@ -48,7 +49,7 @@ def me(person: PersonDep) -> IdentityView:
     return IdentityView(user=person.name, role=person.role)
 
 
-@router.get("/metrics", responses={**RESPONSES, 200: {"content": {"text/plain": {}}}}, response_class=Response)
+@router.get("/metrics", responses=RESPONSES, response_class=PlainTextResponse)
 def metrics(parts: PartsDep, person: PersonDep) -> Response:
     """State of the cluster for Prometheus. No names of users, jobs or nodes."""
     with snapshot(parts.engine) as tx:

@@ -12,7 +12,7 @@ from protocol.jobs import EventPage, JobPage, JobView, LogView, MetricPage
 from protocol.states import FINAL_JOB_STATES, JobState
 from service import auth, jobs, views
 from service.api.deps import PartsDep, PersonDep
-from service.api.errors import RESPONSES, refused
+from service.api.errors import LINES_MEDIA_TYPE, RESPONSES, refused
 from service.db import Record
 from service.refusals import JobEnded, Unauthorised, UnknownJob
 from service.store import logs as log_store
@@ -32,6 +32,7 @@ Key = Annotated[
 PAGE = 100
 CHUNKS_AT_ONCE = 64
 KEEP_ALIVE_S = 15.0
+LINES = {"model": LogView, "content": {LINES_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/LogView"}}}}
 
 
 @router.get("")
@@ -103,7 +104,7 @@ def list_metrics(
 
 @router.get(
     "/{job_id}/logs",
-    responses=refused(UnknownJob) | {200: {"content": {"application/x-ndjson": {}}, "model": LogView}},
+    responses=refused(UnknownJob) | {200: LINES},
     response_class=StreamingResponse,
 )
 async def read_logs(
@@ -145,4 +146,4 @@ async def read_logs(
 
     ticket = parts.hub.ticket(f"job:{job_id}")
     job, rows = await run_in_threadpool(read, 0)
-    return StreamingResponse(lines(ticket, job, rows), media_type="application/x-ndjson")
+    return StreamingResponse(lines(ticket, job, rows), media_type=LINES_MEDIA_TYPE)

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from archives.limits import CODE, OUTPUT
 from protocol.version import PROTOCOL_HEADER, why_mismatched
-from service.api.errors import TITLES, problem
+from service.api.errors import TITLES, UNKNOWN_HOST, problem
 from service.refusals import ProtocolMismatch
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
@@ -37,7 +37,7 @@ class KnownHosts:
             return
         known = ", ".join(sorted(self._hosts))
         detail = f"this service answers to {known} only; set ERGON_HOST for it to listen on another address"
-        await problem(400, "unknown-host", "The request is meant for another host", detail)(scope, receive, send)
+        await problem(400, "unknown-host", UNKNOWN_HOST, detail)(scope, receive, send)
 
 
 class KnownProtocol:
@@ -99,7 +99,7 @@ def _most_bytes(scope: Scope) -> int:
 
 
 def _too_long(most: int) -> Response:
-    return problem(413, "http-413", "The request is too long", _words(most))
+    return problem(413, "http-413", TITLES[413], _words(most))
 
 
 def _words(most: int) -> str:

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 
 from protocol.errors import FieldError
 from protocol.reports import AllocationReport
@@ -20,10 +20,26 @@ router = APIRouter(prefix="/v1/reports", tags=["reports"], responses=RESPONSES)
 DEFAULT_WINDOW = timedelta(days=1)
 LONGEST_WINDOW = timedelta(days=366)
 
-Moment = Annotated[AwareDatetime | None, Query(description="With its offset to UTC, such as 2026-01-31T00:00:00Z.")]
+
+def _written_out(value: object) -> object:
+    """A bare number would pass for the seconds of some epoch."""
+    if isinstance(value, str) and "-" not in value[1:]:
+        raise ValueError("write date and time out, with the offset to UTC, such as 2026-01-31T00:00:00Z")
+    return value
 
 
-@router.get("/allocation", response_model=AllocationReport, responses={200: {"content": {"text/csv": {}}}})
+Moment = Annotated[
+    AwareDatetime | None,
+    BeforeValidator(_written_out),
+    Query(description="With its offset to UTC, such as 2026-01-31T00:00:00Z."),
+]
+
+
+@router.get(
+    "/allocation",
+    response_model=AllocationReport,
+    responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}},
+)
 def allocation(
     parts: PartsDep,
     person: PersonDep,

@@ -12,7 +12,7 @@ from service.api.deps import Parts, PartsDep, PersonDep
 from service.api.errors import RESPONSES, refused
 from service.api.jobs import JobId, Key
 from service.db import snapshot
-from service.refusals import Impossible, NotEnded, UnknownJob
+from service.refusals import IdempotencyMismatch, Impossible, NotEnded, UnknownJob
 from service.submission import KeyInUse
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=RESPONSES)
@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=RESPONSES)
 Taken = TypeVar("Taken")
 
 
-@router.post("", status_code=201, responses=refused(Impossible) | {200: {"model": JobView}})
+@router.post("", status_code=201, responses=refused(Impossible, IdempotencyMismatch) | {200: {"model": JobView}})
 def submit(spec: JobSpec, parts: PartsDep, person: PersonDep, response: Response, key: Key = None) -> JobView:
     """Submit a job. The answer comes once the job is stored for good, and carries the first verdict.
 
@@ -32,7 +32,9 @@ def submit(spec: JobSpec, parts: PartsDep, person: PersonDep, response: Response
     return view
 
 
-@router.post("/batch", status_code=201, responses=refused(Impossible) | {200: {"model": BatchView}})
+@router.post(
+    "/batch", status_code=201, responses=refused(Impossible, IdempotencyMismatch) | {200: {"model": BatchView}}
+)
 def submit_batch(
     batch: BatchRequest, parts: PartsDep, person: PersonDep, response: Response, key: Key = None
 ) -> BatchView:
@@ -58,7 +60,7 @@ def try_out(request: DryRunRequest, parts: PartsDep, person: PersonDep) -> DryRu
 @router.post(
     "/{job_id}/resubmit",
     status_code=201,
-    responses=refused(UnknownJob, NotEnded, Impossible) | {200: {"model": JobView}},
+    responses=refused(UnknownJob, NotEnded, Impossible, IdempotencyMismatch) | {200: {"model": JobView}},
 )
 def resubmit_job(job_id: JobId, parts: PartsDep, person: PersonDep, response: Response, key: Key = None) -> JobView:
     """Run a job that has ended once more, as a new job. With an `Idempotency-Key` the request may be sent again."""

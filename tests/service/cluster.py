@@ -195,7 +195,7 @@ class Cluster:
 
     def sync(self, node: str, *members: MemberReport, **more: object) -> SyncResponse:
         """One exchange of the node's agent."""
-        fields = {"protocol": PROTOCOL_VERSION, "incarnation": self.incarnations[node], "members": members}
+        fields = {"protocol": PROTOCOL_VERSION, "incarnation": self.incarnations[node], "members": list(members)}
         request = SyncRequest.model_validate({**fields, **more})
         with self.engine.begin() as tx:
             sync.take(tx, node, request, max_attempts=self.settings.max_attempts, now=self.now)

@@ -1,0 +1,237 @@
+"""Requests made up from the API's own documentation: whatever is asked, the answer is one that is declared there.
+
+`make test` runs one short round, with a token of the kind each operation asks for. `make fuzz` takes longer: more
+examples, and every kind of caller. A seed gives the same requests again.
+"""
+
+import hashlib
+import os
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from schemathesis import AuthContext, Case, SerializationContext
+from schemathesis.config import SchemathesisConfig
+from schemathesis.engine import events, from_schema
+
+from protocol.accounts import NewJoinToken
+from protocol.states import Role
+from service import auth, joining
+from service.refusals import Unauthorised
+from service.store import cycles as cycle_store
+from tests.service.cluster import Cluster
+
+SEED = int(os.environ.get("ERGON_FUZZ_SEED", "1"))
+EXAMPLES = int(os.environ.get("ERGON_FUZZ_EXAMPLES", "0"))
+"""Requests made up for each operation, besides those that cover its document; 0 stands for the short round."""
+
+SHORT = EXAMPLES == 0
+CALLERS = ["admin"] if SHORT else ["admin", "user", "node", "stranger"]
+
+ARCHIVE = b"an archive, as far as the service can tell"
+DIGEST = hashlib.sha256(ARCHIVE).hexdigest()
+
+REFUSES_VALID = {
+    "POST /v1/jobs": "names code, queues and jobs that must exist, and needs either a command or a recipe",
+    "POST /v1/jobs/batch": "the same",
+    "POST /v1/jobs/dry-run": "the same",
+    "POST /v1/jobs/{job_id}/resubmit": "names what may be gone by now",
+    "PATCH /v1/jobs/{job_id}": "a whole number is written as one: JSON Schema takes 1.0 for it as well",
+    "POST /v1/join-tokens": "`replace` needs `node`",
+    "GET /v1/reports/allocation": "the window must lie in the past, and within a year",
+    "PUT /v1/archives/{sha256}": "the digest must be that of the body",
+    "PUT /v1/agent/attempts/{attempt}/outputs/{member}": "the digest must be that of the body",
+    "POST /v1/agent/join": "the number of the protocol must be the service's",
+    "POST /v1/agent/register": "the same, and no device may be listed twice",
+    "POST /v1/agent/sync": "the same, and a member that has ended needs a reason",
+}
+"""Operations that may answer 422 or 426 to what their document allows, with the rule that it cannot express."""
+
+SAME_BODY = ["POST /v1/jobs/batch", "POST /v1/jobs/dry-run"]
+"""Operations whose body is covered by another's already: the short round makes up examples for them only."""
+
+NOT_REACHED = {
+    "POST /v1/agent/join": "a join token is made for each request, and the protocol's number is hardly ever guessed",
+    "POST /v1/agent/register": "the protocol's number is hardly ever guessed",
+    "POST /v1/agent/sync": "the same",
+}
+"""Operations that the short round need not bring to answer with success."""
+
+
+@schemathesis.serializer("application/gzip")
+def as_archive(_: SerializationContext, __: object) -> bytes:
+    """The body of every upload, so that its digest can be known."""
+    return ARCHIVE
+
+
+@dataclass
+class Tokens:
+    """Tokens that are valid when they are asked for: made-up requests revoke tokens and take roles away."""
+
+    cluster: Cluster
+    caller: str
+    _made: Counter[str] = field(default_factory=Counter)
+
+    def of(self, case: Case) -> str | None:
+        """The token to send with a request; None for none."""
+        asked_for = next(
+            (kind for needed in case.operation.definition.raw.get("security", []) for kind in needed), None
+        )
+        if self.caller == "stranger" or asked_for is None:
+            return None
+        if self.caller == "node" or (self.caller == "admin" and asked_for == "node"):
+            return self.cluster.node_token("n1")
+        if self.caller == "admin" and asked_for == "join":
+            return self._join_token()
+        return self._person("root", Role.ADMIN) if self.caller == "admin" else self._person("alice", Role.USER)
+
+    def _person(self, stem: str, role: Role) -> str:
+        name = f"{stem}-{self._made[stem]}" if self._made[stem] else stem
+        person = self.cluster.person(name, role)
+        try:
+            with self.cluster.engine.begin() as tx:
+                person = auth.identify_again(tx, person)
+        except Unauthorised:
+            person = None
+        if person is not None and person.role == role:
+            return self.cluster.tokens[name]
+        self._made[stem] += 1
+        return self._person(stem, role)
+
+    def _join_token(self) -> str:
+        root = self.cluster.person("root", Role.ADMIN)
+        with self.cluster.engine.begin() as tx:
+            return joining.new_join_token(tx, root, NewJoinToken(), now=self.cluster.now).token
+
+
+def fill(cluster: Cluster) -> dict[str, list[str | int]]:
+    """Something of everything in the database; where to find it, by the parameter that names it."""
+    cluster.person("root", Role.ADMIN)
+    cluster.join("n1", slots=4)
+    running, ended, waiting = (cluster.submit("alice", name=name) for name in ("running", "ended", "waiting"))
+    array = cluster.job(cluster.submit("alice", array={"count": 3})).array
+    attempt = cluster.place(running, "n1")
+    cluster.end("n1", cluster.place(ended, "n1"))
+    chunk = {"attempt": attempt.id, "rank": 0, "stream": "stdout", "offset": 0, "data": "aGVsbG8="}
+    cluster.sync("n1", chunks=[chunk])
+    with cluster.engine.begin() as tx:
+        cycle = cycle_store.add_cycle(tx, **CYCLE, term=cluster.lead(), at=cluster.now)
+    assert array is not None
+    return {
+        "path.job_id": [running, ended, waiting],
+        "path.array_id": [array.id],
+        "path.cycle_id": [cycle],
+        "path.sha256": [DIGEST],
+        "query.sha256": [DIGEST],
+        "path.attempt": [attempt.id],
+        "path.member": [0],
+    }
+
+
+CYCLE: dict[str, Any] = {
+    "pending": 1,
+    "placed": 0,
+    "committed": 0,
+    "objective_j": 1.0,
+    "bound_j": 1.0,
+    "gap": 0.0,
+    "method": "greedy",
+    "status": "optimal",
+    "snapshot_s": 0.0,
+    "solve_s": 0.0,
+    "commit_s": 0.0,
+    "problem": zlib.compress(b"{}"),
+    "plan": zlib.compress(b"{}"),
+}
+
+
+def configuration(known: dict[str, list[str | int]]) -> SchemathesisConfig:
+    """All phases and all checks."""
+    also = ["2xx", "3xx", "401", "403", "404", "409", "422", "426", "5xx"]
+    operations: list[dict[str, Any]] = [
+        {"include-name": name, "checks": {"positive_data_acceptance": {"expected-statuses": also}}}
+        for name in REFUSES_VALID
+    ]
+    if SHORT:
+        for operation in operations:
+            if operation["include-name"] in SAME_BODY:
+                operation["phases"] = {"coverage": {"enabled": False}}
+    return SchemathesisConfig.from_dict(
+        {
+            "seed": SEED,
+            "base-url": "http://127.0.0.1",
+            "cache": {"enabled": False},
+            "continue-on-failure": True,
+            "request-timeout": 60,
+            "dictionaries": {name: {"values": values} for name, values in known.items()},
+            "parameters": {name: {"dictionary": name, "probability": 0.5} for name in known},
+            "generation": {"database": "none", "max-examples": EXAMPLES or 1, "no-shrink": SHORT},
+            "operations": operations,
+        }
+    )
+
+
+@dataclass
+class Outcome:
+    """What a run showed."""
+
+    statuses: defaultdict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
+    faults: dict[str, str] = field(default_factory=dict)
+
+    def take(self, event: events.EngineEvent) -> None:
+        """Add what an event tells."""
+        if isinstance(event, events.NonFatalError):
+            self.faults[event.label] = f"{event.phase}: {event.value!r}"
+        elif isinstance(event, events.FatalError):
+            raise event.exception
+        elif isinstance(event, events.EngineFinished):
+            self.faults.update((f"the run: {failure.title}", failure.message) for failure in event.failures)
+        elif isinstance(event, events.ScenarioFinished):
+            for case, interaction in event.recorder.interactions.items():
+                if interaction.response is not None:
+                    operation = event.recorder.cases[case].value.operation.label
+                    self.statuses[operation][interaction.response.status_code] += 1
+            for case, checks in event.recorder.checks.items():
+                for check in checks:
+                    if check.failure_info is not None:
+                        operation = event.recorder.cases[case].value.operation.label
+                        failure = check.failure_info.failure
+                        self.faults.setdefault(
+                            f"{operation}: {check.name}: {failure.title}",
+                            f"{failure.message}\n{check.failure_info.code_sample}",
+                        )
+
+    def successes(self) -> set[str]:
+        """Operations that have answered 2xx."""
+        return {name for name, counts in self.statuses.items() if any(200 <= status < 300 for status in counts)}
+
+
+@pytest.mark.timeout(0 if not SHORT else 900)
+@pytest.mark.parametrize("caller", CALLERS)
+def test_every_answer_is_one_that_is_declared(app: FastAPI, cluster: Cluster, caller: str) -> None:
+    app.state.parts.hub.close_soon()  # nobody waits: a long poll and a followed log end at once
+    known = fill(cluster)
+    tokens = Tokens(cluster, caller)
+    schema = schemathesis.openapi.from_dict(app.openapi(), config=configuration(known))
+    schema.app = app
+
+    @schema.auth(refresh_interval=None)
+    class _Auth:
+        def get(self, case: Case, _: AuthContext) -> str | None:
+            return tokens.of(case)
+
+        def set(self, case: Case, data: str, _: AuthContext) -> None:
+            case.headers["Authorization"] = f"Bearer {data}"
+
+    outcome = Outcome()
+    for event in from_schema(schema).execute():
+        outcome.take(event)
+    assert not outcome.faults, "\n\n".join(f"{name}\n{text[:1500]}" for name, text in sorted(outcome.faults.items()))
+    documented = {operation.ok().label for operation in schema.get_all_operations()}
+    assert outcome.statuses.keys() == documented
+    if caller == "admin":
+        assert documented - outcome.successes() <= NOT_REACHED.keys()
