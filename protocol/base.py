@@ -18,11 +18,6 @@ class View(Message):
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=False, ser_json_inf_nan="null", allow_inf_nan=False)
 
-
-def example(**fields: object) -> ConfigDict:
-    """Configuration of a message whose documentation shows these fields."""
-    return ConfigDict(json_schema_extra={"examples": [fields]})
-
     @classmethod
     def read(cls, text: str | bytes) -> Self:
         """An answer as it arrived, in JSON. A request within it, such as a job's spec, may have unknown fields too.
@@ -30,6 +25,11 @@ def example(**fields: object) -> ConfigDict:
         Raises pydantic.ValidationError.
         """
         return cls.model_validate_json(text, extra="ignore")
+
+
+def example(**fields: object) -> ConfigDict:
+    """Configuration of a message whose documentation shows these fields."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", min_length=1, max_length=63)]

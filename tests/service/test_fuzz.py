@@ -4,7 +4,6 @@
 examples, and every kind of caller. A seed gives the same requests again.
 """
 
-import hashlib
 import os
 import zlib
 from collections import Counter, defaultdict
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import schemathesis
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from schemathesis import AuthContext, Case, SerializationContext
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
@@ -24,6 +24,7 @@ from service import auth, joining
 from service.refusals import Unauthorised
 from service.store import cycles as cycle_store
 from tests.service.cluster import Cluster
+from tests.service.test_archives import CODE, upload
 
 SEED = int(os.environ.get("ERGON_FUZZ_SEED", "1"))
 EXAMPLES = int(os.environ.get("ERGON_FUZZ_EXAMPLES", "0"))
@@ -32,8 +33,6 @@ EXAMPLES = int(os.environ.get("ERGON_FUZZ_EXAMPLES", "0"))
 SHORT = EXAMPLES == 0
 CALLERS = ["admin"] if SHORT else ["admin", "user", "node", "stranger"]
 
-ARCHIVE = b"an archive, as far as the service can tell"
-DIGEST = hashlib.sha256(ARCHIVE).hexdigest()
 
 REFUSES_VALID = {
     "POST /v1/jobs": "names code, queues and jobs that must exist, and needs either a command or a recipe",
@@ -65,7 +64,7 @@ NOT_REACHED = {
 @schemathesis.serializer("application/gzip")
 def as_archive(_: SerializationContext, __: object) -> bytes:
     """The body of every upload, so that its digest can be known."""
-    return ARCHIVE
+    return CODE
 
 
 @dataclass
@@ -108,11 +107,13 @@ class Tokens:
             return joining.new_join_token(tx, root, NewJoinToken(), now=self.cluster.now).token
 
 
-def fill(cluster: Cluster) -> dict[str, list[str | int]]:
+def fill(cluster: Cluster, client: TestClient) -> dict[str, list[str | int]]:
     """Something of everything in the database; where to find it, by the parameter that names it."""
     cluster.person("root", Role.ADMIN)
     cluster.join("n1", slots=4)
-    running, ended, waiting = (cluster.submit("alice", name=name) for name in ("running", "ended", "waiting"))
+    digest = upload(client)
+    running = cluster.submit("alice", command=["python", "train.py"], code=digest)
+    ended, waiting = cluster.submit("alice"), cluster.submit("alice")
     array = cluster.job(cluster.submit("alice", array={"count": 3})).array
     attempt = cluster.place(running, "n1")
     cluster.end("n1", cluster.place(ended, "n1"))
@@ -125,8 +126,8 @@ def fill(cluster: Cluster) -> dict[str, list[str | int]]:
         "path.job_id": [running, ended, waiting],
         "path.array_id": [array.id],
         "path.cycle_id": [cycle],
-        "path.sha256": [DIGEST],
-        "query.sha256": [DIGEST],
+        "path.sha256": [digest],
+        "query.sha256": [digest],
         "path.attempt": [attempt.id],
         "path.member": [0],
     }
@@ -212,9 +213,9 @@ class Outcome:
 
 @pytest.mark.timeout(0 if not SHORT else 900)
 @pytest.mark.parametrize("caller", CALLERS)
-def test_every_answer_is_one_that_is_declared(app: FastAPI, cluster: Cluster, caller: str) -> None:
+def test_every_answer_is_one_that_is_declared(app: FastAPI, cluster: Cluster, client: TestClient, caller: str) -> None:
     app.state.parts.hub.close_soon()  # nobody waits: a long poll and a followed log end at once
-    known = fill(cluster)
+    known = fill(cluster, client)
     tokens = Tokens(cluster, caller)
     schema = schemathesis.openapi.from_dict(app.openapi(), config=configuration(known))
     schema.app = app
