@@ -171,7 +171,7 @@ def _plain(schema: Schema) -> str:
         case "array":
             return f"list of {_type(schema.get('items', {}))}{_limits(schema, 'minItems', 'maxItems')}"
         case "object":
-            inner = schema.get("additionalProperties")
+            inner = schema.get("additionalProperties") or next(iter(schema.get("patternProperties", {}).values()), None)
             return f"object of {_type(inner)}" if isinstance(inner, Mapping) else "object"
         case "string":
             return schema.get("format", "text") + _limits(schema, "minLength", "maxLength")
