@@ -3,6 +3,7 @@
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.config import JsonValue
 
 
 class Message(BaseModel):
@@ -27,7 +28,7 @@ class View(Message):
         return cls.model_validate_json(text, extra="ignore")
 
 
-def example(**fields: object) -> ConfigDict:
+def example(**fields: JsonValue) -> ConfigDict:
     """Configuration of a message whose documentation shows these fields."""
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
