@@ -24,6 +24,7 @@ ADMIN_ONLY = {
     "POST /v1/nodes/{name}/cordon",
     "POST /v1/nodes/{name}/uncordon",
     "POST /v1/nodes/{name}/drain",
+    "POST /v1/nodes/{name}/confirm-down",
     "GET /v1/cycles",
     "GET /v1/cycles/{cycle_id}",
 }
