@@ -22,6 +22,11 @@ JobIdText = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$", min_len
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in hexadecimal."""
 
+ImageReference = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*([/:@+][A-Za-z0-9._-]+)*$", max_length=512)
+]
+"""Registry, path, tag and digest of a container image. Never an option of a program, never two words."""
+
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=63)]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
 
@@ -71,14 +76,19 @@ class JobSpec(Message):
         default={}, max_length=1_000, description="Environment variables for every rank."
     )
 
+    image: ImageReference | None = Field(
+        default=None,
+        description="Container image the ranks run in, such as `docker.io/library/python:3.12`. Only nodes with "
+        "podman, apptainer or docker take the job; one that lacks the image pulls it.",
+    )
     code: Digest | None = Field(
         default=None, description="Archive the command runs in, uploaded before: a tar.gz by its SHA-256."
     )
     python: Argument | None = Field(
         default=None,
         min_length=1,
-        description="Interpreter on the node that `python` as the first word of the command means, a path or a name on "
-        "its PATH; the agent's own if absent.",
+        description="Interpreter that `python` as the first word of the command means: on the node, or inside the "
+        "image if there is one; a path or a name on the PATH there. If absent the agent's own, or the image's.",
     )
     requirements: Argument | None = Field(
         default=None,
@@ -165,6 +175,10 @@ class JobSpec(Message):
     def _code_and_data(self) -> Self:
         if self.recipe is not None and (self.code or self.python or self.requirements):
             raise ValueError("`code`, `python` and `requirements` go with a `command`; a recipe brings its own")
+        if self.image is not None and self.recipe is not None:
+            raise ValueError("`image` goes with a `command`; a recipe runs on what the node has")
+        if self.image is not None and self.requirements is not None:
+            raise ValueError("`requirements` go without an `image`: put the packages into the image")
         if self.requirements is not None:
             parts = self.requirements.split("/")
             if any(part in ("", ".", "..") for part in parts):

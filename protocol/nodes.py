@@ -16,6 +16,7 @@ DeviceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-
 Containment = Literal["cgroup-v2", "cgroup-v1", "none"]
 """How an agent keeps the processes of an attempt together, to kill them all: in a control group of the kernel's, or by
 parent and environment only."""
+ContainerRuntime = Literal["podman", "apptainer", "docker"]
 
 
 class DeviceReport(Message):
@@ -51,6 +52,10 @@ class NodeReport(Message):
         description="How the processes of an attempt are kept together, so that none is missed when it is killed; with "
         "`none` one that hides from its supervisor outlives it.",
     )
+    container_runtime: ContainerRuntime | None = Field(
+        default=None, description="What runs containers here, tried out; absent if nothing does."
+    )
+    container_fault: Text = Field(default="", max_length=1_000, description="Why nothing does.")
 
     @field_validator("devices")
     @classmethod
@@ -98,6 +103,8 @@ class NodeView(View):
     memory_bytes: int
     containment: Containment = Field(default="none", description="As its agent reported it.")
     devices: list[DeviceView]
+    container_runtime: ContainerRuntime | None = Field(default=None, description="What runs containers there.")
+    container_fault: str | None = Field(default=None, description="Why no container can run there.")
     base_w: float = Field(description="Power of the node in W when it is on and nothing runs.")
     cordoned: bool = Field(default=False, description="An administrator has closed it to new work.")
     closed_because: str | None = Field(

@@ -134,9 +134,16 @@ class Assignment(View):
     command: list[str] | None
     recipe: Recipe | None
     env: dict[str, str]
+    image: str | None = Field(default=None, description="Container image the ranks run in; absent for none.")
+    cpu_limit: float | None = Field(
+        default=None, description="CPU cores that a container of the member may use; absent for no limit."
+    )
     array_index: int | None = Field(default=None, description="The job's number in its array, if it is part of one.")
     code: str | None = Field(default=None, description="Archive of code to run in, by its SHA-256.")
-    python: str | None = Field(default=None, description="What `python` as the first word of the command means.")
+    python: str | None = Field(
+        default=None,
+        description="What `python` as the first word of the command means; inside the image if there is one.",
+    )
     requirements: str | None = Field(default=None, description="Requirements file inside the code.")
     datasets: dict[str, str] = Field(default={}, description="Paths on the node and URLs by name.")
     member: int = Field(description="This node's number in the gang, from 0: torchrun's GROUP_RANK.")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scheduler.feasibility import free_devices, takes_work
+from scheduler.feasibility import can_contain, free_devices, takes_work
 from scheduler.objective import Stake, on_time_s, stakes, tiers
 from scheduler.plan import MemberPlacement, Placement
 from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem
@@ -281,8 +281,8 @@ def _sites(problem: Problem) -> tuple[Site, ...]:
         end_s = on_time_s(node, {}, problem.horizon_s)
         rate_w = problem.pue * (node.power.base_w - node.power.off_w) if node.can_switch else 0.0
         boot_j = 0.0 if node.on else problem.pue * node.power.boot_j
-        state = (tuple(sorted(kinds.items())), node.free_millicores, node.free_memory_bytes, end_s, rate_w, boot_j)
-        group = groups.setdefault(state, len(groups))
+        room = (tuple(sorted(kinds.items())), node.free_millicores, node.free_memory_bytes, not node.container_fault)
+        group = groups.setdefault((room, end_s, rate_w, boot_j), len(groups))
         sites.append(Site(node=node, kinds=kinds, end_s=end_s, rate_w=rate_w, boot_j=boot_j, group=group))
     return tuple(sites)
 
@@ -294,7 +294,7 @@ def _options(
     options: list[Option] = []
     for index in stake.shapes:
         shape = job.shapes[index]
-        demand = (shape.kind, shape.devices, shape.millicores, shape.memory_bytes)
+        demand = (shape.kind, shape.devices, shape.millicores, shape.memory_bytes, shape.in_container)
         if demand not in asked:
             asked[demand] = tuple(
                 number
@@ -302,6 +302,7 @@ def _options(
                 if site.kinds.get(shape.kind, 0) >= shape.devices
                 and site.node.free_millicores >= shape.millicores
                 and site.node.free_memory_bytes >= shape.memory_bytes
+                and can_contain(site.node, shape)
             )
         if len(asked[demand]) >= shape.members:
             options.append(

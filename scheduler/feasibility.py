@@ -10,14 +10,20 @@ from dataclasses import dataclass
 from scheduler.plan import Reason
 from scheduler.problem import WHOLE_DEVICE, Job, Node, Shape
 
+MOST_FAULTS = 3
+"""Different faults of nodes that one reason lists."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """What `count` alike nodes have for one member each: whole devices by kind, thousandths of a core, bytes."""
+    """What `count` alike nodes have for one member each: whole devices by kind, thousandths of a core, bytes; and why
+    they can run no container, if they cannot.
+    """
 
     devices: Mapping[str, int]
     millicores: int
     memory_bytes: int
+    container_fault: str
     count: int
 
     def holds(self, shape: Shape) -> bool:
@@ -26,6 +32,7 @@ class Room:
             self.devices.get(shape.kind, 0) >= shape.devices
             and self.millicores >= shape.millicores
             and self.memory_bytes >= shape.memory_bytes
+            and can_contain(self, shape)
         )
 
 
@@ -50,14 +57,17 @@ def survey(nodes: Sequence[Node]) -> Survey:
 def total_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
     """Room of all nodes, were they empty, on and open; nodes with equal room are counted together."""
     return _grouped(
-        (Counter(device.kind for device in node.devices), node.cpu_millicores, node.memory_bytes) for node in nodes
+        (Counter(device.kind for device in node.devices), node.cpu_millicores, node.memory_bytes, node.container_fault)
+        for node in nodes
     )
 
 
 def free_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
     """Room that is free now on the nodes that take work."""
     return _grouped(
-        (free_devices(node), node.free_millicores, node.free_memory_bytes) for node in nodes if takes_work(node)
+        (free_devices(node), node.free_millicores, node.free_memory_bytes, node.container_fault)
+        for node in nodes
+        if takes_work(node)
     )
 
 
@@ -69,6 +79,11 @@ def takes_work(node: Node) -> bool:
 def free_devices(node: Node) -> Counter[str]:
     """Wholly free devices of the node by kind."""
     return Counter(device.kind for device in node.devices if device.free == WHOLE_DEVICE)
+
+
+def can_contain(place: Room | Node, shape: Shape) -> bool:
+    """Whether a container can run there, if the shape needs one."""
+    return not (shape.in_container and place.container_fault)
 
 
 def fits(shape: Shape, rooms: Sequence[Room]) -> bool:
@@ -124,6 +139,7 @@ class _Wording:
     devices: str
     cores: str
     memory: str
+    containers: str
     nodes: str
 
 
@@ -134,6 +150,7 @@ _EVER = _Wording(
     devices="too_few_devices",
     cores="too_few_cores",
     memory="too_little_memory",
+    containers="no_container_runtime",
     nodes="too_few_nodes",
 )
 _NOW = _Wording(
@@ -143,17 +160,18 @@ _NOW = _Wording(
     devices="devices_busy",
     cores="cores_busy",
     memory="memory_busy",
+    containers="container_nodes_busy",
     nodes="nodes_busy",
 )
 
 
-def _grouped(rooms: Iterable[tuple[Mapping[str, int], int, int]]) -> tuple[Room, ...]:
-    counts: Counter[tuple[tuple[tuple[str, int], ...], int, int]] = Counter(
-        (tuple(sorted(devices.items())), millicores, memory) for devices, millicores, memory in rooms
+def _grouped(rooms: Iterable[tuple[Mapping[str, int], int, int, str]]) -> tuple[Room, ...]:
+    counts: Counter[tuple[tuple[tuple[str, int], ...], int, int, str]] = Counter(
+        (tuple(sorted(devices.items())), millicores, memory, fault) for devices, millicores, memory, fault in rooms
     )
     return tuple(
-        Room(devices=dict(devices), millicores=millicores, memory_bytes=memory, count=count)
-        for (devices, millicores, memory), count in counts.items()
+        Room(devices=dict(devices), millicores=millicores, memory_bytes=memory, container_fault=fault, count=count)
+        for (devices, millicores, memory, fault), count in counts.items()
     )
 
 
@@ -187,12 +205,26 @@ def _lack(shape: Shape, rooms: Sequence[Room], say: _Wording) -> Reason:
             f"most {say.word} on such a node is {memory}; ask for at most {memory}"
         )
         return Reason(code=say.memory, message=message)
-    count = sum(room.count for room in able if room.memory_bytes >= shape.memory_bytes)
+    able = [room for room in able if room.memory_bytes >= shape.memory_bytes]
+    if not any(can_contain(room, shape) for room in able):
+        message = f"the job runs in a container, and no such node that is {say.word} can run one: {_faults(able)}"
+        return Reason(code=say.containers, message=message)
+    count = sum(room.count for room in able if can_contain(room, shape))
     message = (
         f"the gang has {_counted(shape.members, 'member')} of {devices}, each on a node of its own, and "
         f"{_counted(count, 'node')} {say.able}; ask for at most {_counted(count, 'member')}"
     )
     return Reason(code=say.nodes, message=message)
+
+
+def _faults(rooms: Iterable[Room]) -> str:
+    """Why the nodes can run no container, each fault once, those of most nodes first."""
+    counts: Counter[str] = Counter()
+    for room in rooms:
+        counts[room.container_fault] += room.count
+    named = [f"{_counted(count, 'node')}: {fault}" for fault, count in counts.most_common(MOST_FAULTS)]
+    more = len(counts) - len(named)
+    return " | ".join([*named, f"and {_counted(more, 'other fault')}"] if more > 0 else named)
 
 
 def _counted(count: int, noun: str) -> str:

@@ -40,6 +40,7 @@ class Node:
     `on` tells whether it is on now; `can_switch` whether a power hook may switch it; a node without one is fixed on.
     `open` is false for a node that must not get new work (lost, cordoned, draining).
     `busy_s` is how long the present allocations are expected to hold it on, 0 when it is empty.
+    `container_fault` is why no container can run here; empty if one can.
     """
 
     id: str
@@ -53,13 +54,15 @@ class Node:
     can_switch: bool = False
     open: bool = True
     busy_s: float = 0.0
+    container_fault: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """One way to run a job: `members` nodes, each with `devices` devices of `kind`, for `run_s` seconds.
 
-    `active_w` is what one device draws above its bare idle while the job runs on it.
+    `active_w` is what one device draws above its bare idle while the job runs on it. `in_container`: each of the nodes
+    must be able to run a container.
     """
 
     members: int
@@ -69,6 +72,7 @@ class Shape:
     memory_bytes: int
     run_s: float
     active_w: float
+    in_container: bool = False
 
     @property
     def size(self) -> int:

@@ -26,7 +26,8 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
     """Everything that is wrong with the plan; empty if nothing is.
 
     Checked: every gang is placed whole on distinct nodes that are open and on or switchable, on wholly free devices of
-    the right kind, each given once; no node gives more CPU or memory than it has left; a verdict for every job in
+    the right kind, each given once; no node gives more CPU or memory than it has left, and none that can run no
+    container gets one; a verdict for every job in
     order, each with reasons unless placed; jobs are called impossible exactly when they are; no job starts in place of
     one with precedence that would fit there; boots and switch-offs fit the placements; every term of the cost; and the
     bound does not exceed the objective.
@@ -106,6 +107,9 @@ def _capacity(plan: Plan, nodes: Mapping[str, Node], jobs: Mapping[str, Job]) ->
         for member in placement.members:
             millicores[member.node] += shape.millicores
             memory[member.node] += shape.memory_bytes
+            if shape.in_container and nodes[member.node].container_fault != "":
+                message = f"job {placement.job} needs a container, and {member.node} can run none"
+                yield Violation(code="no_container", message=message)
     for name, node in nodes.items():
         if millicores[name] > node.free_millicores:
             message = f"{name} gives {millicores[name]} of {node.free_millicores} free millicores"
@@ -162,6 +166,7 @@ def _covers(place: Shape, shape: Shape) -> bool:
         and shape.devices <= place.devices
         and shape.millicores <= place.millicores
         and shape.memory_bytes <= place.memory_bytes
+        and shape.in_container <= place.in_container
     )
 
 
@@ -240,6 +245,7 @@ def _possible(problem: Problem) -> dict[str, list[Shape]]:
                 kinds[node.id][shape.kind] >= shape.devices
                 and node.cpu_millicores >= shape.millicores
                 and node.memory_bytes >= shape.memory_bytes
+                and (node.container_fault == "" or not shape.in_container)
                 for node in problem.nodes
             )
             if able >= shape.members:

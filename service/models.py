@@ -100,6 +100,9 @@ nodes = Table(
     Column("labels", JSONB, nullable=False),
     # How its agent keeps the processes of an attempt together; null if it is of before and does not say.
     Column("containment", Text, nullable=True),
+    # What runs containers there, or why nothing does; neither for a node whose agent does not say.
+    Column("container_runtime", Text, nullable=True),
+    Column("container_fault", Text, nullable=True),
     # An administrator's word, which outlives registrations: nothing new goes there.
     Column("cordoned", Boolean, nullable=False),
     # Why the service itself closed it; an administrator who opens it again takes that back.

@@ -51,6 +51,8 @@ def register(
         "memory_bytes": report.memory_bytes,
         "labels": report.labels,
         "containment": report.containment,
+        "container_runtime": report.container_runtime,
+        "container_fault": None if report.container_runtime else report.container_fault or None,
         "registered_at": now,
         "last_seen_at": now,
     }

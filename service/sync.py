@@ -86,6 +86,8 @@ def _assignment(row: Record, devices: Sequence[DeviceGrant], stop_grace_s: float
         command=spec.command,
         recipe=spec.recipe,
         env=spec.env,
+        image=spec.image,
+        cpu_limit=spec.cpu_cores_per_node,
         array_index=row.array_index,
         code=spec.code,
         python=spec.python,

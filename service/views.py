@@ -122,6 +122,8 @@ def node(row: Record, devices: Sequence[Record], holders: dict[str, str], base_w
             )
             for device in devices
         ],
+        container_runtime=row.container_runtime,
+        container_fault=row.container_fault,
         base_w=base_w,
         cordoned=row.cordoned,
         closed_because=row.closed_because,

@@ -22,6 +22,7 @@ def node(
     can_switch: bool = False,
     is_open: bool = True,
     busy_s: float = 0.0,
+    container_fault: str = "",
     **kinds: int,
 ) -> Node:
     """A node with devices by kind, such as `node("a", h100=8)`. The first `busy` devices are held whole.
@@ -44,6 +45,7 @@ def node(
         can_switch=can_switch,
         open=is_open,
         busy_s=busy_s,
+        container_fault=container_fault,
     )
 
 
@@ -56,6 +58,7 @@ def shape(
     memory: int = 1,
     run_s: float = HOUR,
     active_w: float = 400.0,
+    in_container: bool = False,
 ) -> Shape:
     """One way to run a job; `memory` is in GiB."""
     return Shape(
@@ -66,6 +69,7 @@ def shape(
         memory_bytes=memory * GIB,
         run_s=run_s,
         active_w=active_w,
+        in_container=in_container,
     )
 
 

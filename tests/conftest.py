@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from service import migrate
 from service.db import connect
 from service.postgres import DATABASE, EmbeddedPostgres
+from tests import podman
 
 _numbers = itertools.count()
 
@@ -50,3 +51,26 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine = connect(database_url, pool_size=5)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def container_setup() -> Iterator[podman.Setup]:
+    """How containers are run here, if they can be."""
+    with tempfile.TemporaryDirectory(prefix="ergon-podman-") as name, podman.set_up(Path(name)) as setup:
+        yield setup
+
+
+@pytest.fixture(scope="session")
+def container_image(container_setup: podman.Setup) -> str:
+    """An image with Python in it, where containers can be run; the test is skipped where not."""
+    if container_setup.fault:
+        pytest.skip(f"no podman that can start a container: {container_setup.fault}")
+    with tempfile.TemporaryDirectory(prefix="ergon-image-") as name:
+        return podman.build_image(container_setup, Path(name) / "root")
+
+
+@pytest.fixture
+def containers(container_setup: podman.Setup, container_image: str) -> Iterator[podman.Setup]:
+    """A podman that works; after the test it has no container left."""
+    yield container_setup
+    assert container_setup.run("ps", "--all", "--quiet") == ""

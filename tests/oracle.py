@@ -60,6 +60,7 @@ def _holds(problem: Problem, node: Node, plan: dict[str, Start]) -> bool:
         )
         and sum(shape.millicores for shape in there) <= node.free_millicores
         and sum(shape.memory_bytes for shape in there) <= node.free_memory_bytes
+        and not (node.container_fault and any(shape.in_container for shape in there))
     )
 
 
@@ -77,6 +78,7 @@ def _possible(problem: Problem, job: Job) -> list[Shape]:
             have >= shape.devices
             and node.cpu_millicores >= shape.millicores
             and node.memory_bytes >= shape.memory_bytes
+            and not (node.container_fault and shape.in_container)
         )
 
     return [s for s in job.shapes if sum(could(node, s) for node in problem.nodes) >= s.members]

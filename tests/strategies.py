@@ -36,6 +36,7 @@ def nodes(draw: st.DrawFn, name: str) -> Node:
         can_switch=draw(st.sampled_from((True, True, True, False))),
         open=draw(st.sampled_from((*[True] * 6, False))),
         busy_s=draw(st.sampled_from((0.0, 0.0, 1800.0, 7200.0, 90_000.0))) if on else 0.0,
+        container_fault=draw(st.sampled_from(("", "", "", "podman is not installed"))),
     )
 
 
@@ -48,6 +49,7 @@ shapes = st.builds(
     memory_bytes=st.sampled_from((0, 0, 1, 2)),
     run_s=st.sampled_from(RUNS_S),
     active_w=st.sampled_from((0.0, 100.0, 450.0)),
+    in_container=st.sampled_from((False, False, True)),
 )
 
 

@@ -20,6 +20,7 @@ from protocol.environment import unknown_variables
 from workers.agent import Agent, Settings
 from workers.bell import Bell
 from workers.cgroups import Groups, NoGroups, find_groups
+from workers.containers import find_runtime
 from workers.exchange import EXIT_REFUSED, Doorbell, Exchange, Refused
 from workers.inventory import containment_of, parse_slots, take_inventory
 from workers.journal import Journal, StateFolderTaken
@@ -139,6 +140,7 @@ def _agent(options: argparse.Namespace) -> Agent:
             memory_bytes=options.memory,
             labels=dict(_label(text) for text in options.label),
             containment=containment_of(groups),
+            containers=find_runtime(),
         )
     except ValidationError as error:
         raise BadArgument(f"the inventory of this node cannot be used: {error}") from error
@@ -162,7 +164,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         doorbell=Doorbell(exchange, bell.ring, chance),
         bell=bell,
         journal=journal,
-        runs=Runs(journal, report.boot_id, groups),
+        runs=Runs(journal, report.boot_id, groups, report.container_runtime),
         outputs=Outputs(Transfer(credentials), bell.ring, chance),
         credentials=credentials,
         now_s=_boottime_s,

@@ -274,6 +274,7 @@ class Agent:
                 rendezvous=rendezvous,
                 environment=os.environ,
                 disk_bytes=self._settings.disk_bytes,
+                runtime=self._report.container_runtime,
             )
             self._runs.start(attempt, launch, self._credentials)
         except (OSError, NoFreePort) as error:

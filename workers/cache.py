@@ -53,6 +53,10 @@ class Cache:
         self._make_room()
         return entry
 
+    def locked(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Hold this name against everybody who uses the cache."""
+        return _locked(self._folder / f"{name}.lock")
+
     def _note_use(self, name: str) -> None:
         with _locked(self._folder / "lock"):
             path = str(self._attempt_folder / "uses.json")

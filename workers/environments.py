@@ -7,15 +7,13 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 import sys
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
 from workers.cache import Cache
+from workers.commands import run
 
-LAST_LINES = 8
 LOCAL = re.compile(r"^\s*(-|\.|/)|file:|@\s*\.", re.MULTILINE)
 """Lines whose meaning is not in the file alone: options, other files, folders of the code."""
 
@@ -27,7 +25,7 @@ FACTS = (
 
 
 class EnvironmentFailed(Exception):
-    """The environment cannot be made. The message says why, with the last lines of the build."""
+    """The environment cannot be made. The message says why."""
 
 
 def environment_python(
@@ -43,9 +41,9 @@ def environment_python(
         env: variables of the build.
 
     Raises:
-        EnvironmentFailed: see there.
+        CommandFailed: with the last lines of the build.
     """
-    facts = json.loads(_run([python, "-c", FACTS], env=env, cwd=folder, shown=False))
+    facts = json.loads(run([python, "-c", FACTS], env=env, cwd=str(folder), shown=False))
     text = requirements.read_bytes()
     hashed = hashlib.sha256()
     for part in (python, facts["version"], code if LOCAL.search(text.decode(errors="replace")) else ""):
@@ -77,44 +75,11 @@ def _build(
 ) -> None:
     folder = entry / "venv"
     sys.stderr.write(f"ergon: building a Python environment for {requirements.name}\n")
-    _run([python, "-m", "venv", "--without-pip", str(folder)], env=env, cwd=cwd)
+    run([python, "-m", "venv", "--without-pip", str(folder)], env=env, cwd=str(cwd))
     inner = str(folder / "bin" / "python")
     [site] = (folder / "lib").glob("python*/site-packages")
     lines = (f"import site; site.addsitedir({path!r})\n" for path in dict.fromkeys(packages))
     (site / "_inherited.pth").write_text("".join(lines))
-    _run([inner, "-m", "ensurepip"], env=env, cwd=cwd)
+    run([inner, "-m", "ensurepip"], env=env, cwd=str(cwd))
     install = ["install", "--disable-pip-version-check", "--no-input", "--requirement", str(requirements)]
-    _run([inner, "-m", "pip", *install], env=env, cwd=cwd)
-
-
-def _run(command: list[str], *, env: Mapping[str, str], cwd: Path, shown: bool = True) -> str:
-    """Run to the end and give the output, which goes to the job's log as it comes if `shown`.
-
-    Raises:
-        EnvironmentFailed: it ended with another code than 0, or could not be started.
-    """
-    last: deque[str] = deque(maxlen=LAST_LINES)
-    written: list[str] = []
-    try:
-        with subprocess.Popen(
-            command,
-            env=dict(env),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if shown else None,
-            text=True,
-            errors="replace",
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                last.append(line.strip())
-                written.append(line)
-                if shown:
-                    sys.stderr.write(line)
-                    sys.stderr.flush()
-    except OSError as error:
-        raise EnvironmentFailed(f"`{command[0]}` cannot be started: {error.strerror}") from error
-    if process.returncode != 0:
-        raise EnvironmentFailed(f"`{' '.join(command[:4])} ...` failed: {' | '.join(last)}")
-    return "".join(written)
+    run([inner, "-m", "pip", *install], env=env, cwd=str(cwd))

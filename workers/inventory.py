@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from protocol.nodes import Containment, DeviceReport, NodeReport
+from protocol.nodes import ContainerRuntime, Containment, DeviceReport, NodeReport
 from workers.cgroups import Groups
 from workers.nvml import Gpu
 
@@ -23,6 +23,7 @@ def take_inventory(
     memory_bytes: int | None,
     labels: dict[str, str],
     containment: Containment,
+    containers: tuple[ContainerRuntime | None, str],
 ) -> NodeReport:
     """The report an agent registers with.
 
@@ -33,6 +34,7 @@ def take_inventory(
         memory_bytes: main memory to offer; None for all of it, or for the slots' share if nothing but slots is offered.
         labels: for people and placement rules.
         containment: how the agent keeps the processes of an attempt together.
+        containers: what runs containers here, and why nothing does, as `workers.containers.find_runtime` says.
     """
     cores = sorted(os.sched_getaffinity(0))
     if slots is None:
@@ -53,6 +55,8 @@ def take_inventory(
         devices=[_gpu_report(gpu) for gpu in gpus] + _slot_reports(slots, first_index=len(gpus)),
         labels=labels,
         containment=containment,
+        container_runtime=containers[0],
+        container_fault=containers[1],
     )
 
 

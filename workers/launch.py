@@ -1,4 +1,4 @@
-"""From an assignment to a launch record: program, environment of every rank, limits.
+"""From an assignment to a launch record: program, environment of every rank, limits, and the container if it has one.
 
 The environment is the one `torchrun` gives, so that any script written for it runs unchanged (the variables are listed
 in PyTorch's documentation of torchrun, section "Environment Variables").
@@ -6,18 +6,21 @@ in PyTorch's documentation of torchrun, section "Environment Variables").
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from archives.limits import show_bytes
 from protocol.jobs import Recipe
 from protocol.sync import Assignment, DeviceGrant
+from workers.containers import client_environment, remove_command
 from workers.rendezvous import split_address
 from workers.stalls import DUMP_SIGNAL
 
 STREAM_CAP_BYTES = 64 * 1024 * 1024
 
 KEPT_NAMES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"})
-KEPT_PREFIXES = ("LC_", "GLOO_", "NCCL_", "SSL_CERT_")
+NETWORK_PREFIXES = ("GLOO_", "NCCL_")
+KEPT_PREFIXES = ("LC_", "SSL_CERT_", *NETWORK_PREFIXES)
 
 
 PYTHONS = frozenset({"python", "python3"})
@@ -38,6 +41,7 @@ def launch_record(
     rendezvous: str,
     environment: Mapping[str, str],
     disk_bytes: int | None = None,
+    runtime: str | None = None,
 ) -> dict:
     """What the supervisor is told, apart from the node's own paths.
 
@@ -48,14 +52,23 @@ def launch_record(
         rendezvous: `address:port` where rank 0 listens.
         environment: the agent's own environment.
         disk_bytes: what any member may have on this node's disk; no limit if None.
+        runtime: what runs containers on this node.
     """
+    gang = partial(gang_environment, interface=interface, rendezvous=rendezvous, environment=environment)
+    output = {"ERGON_OUTPUT": str(folder / "output")}
+    env, container = gang(assignment) | output, None
+    if assignment.image is not None:
+        inside = contained(env, assignment=assignment, environment=environment)
+        container = container_record(assignment, runtime=runtime, python=python, env=inside)
+        # The job's own variables are not for the runtime's program, which the node alone sets up.
+        env = gang(assignment.model_copy(update={"env": {}})) | client_environment(environment)
     return {
         "attempt": assignment.attempt,
         "epoch": assignment.epoch,
         "argv": command_line(assignment, python),
         "prepare": preparation(assignment, folder=folder, python=python, environment=environment),
-        "env": gang_environment(assignment, interface=interface, rendezvous=rendezvous, environment=environment)
-        | {"ERGON_OUTPUT": str(folder / "output")},
+        "container": container,
+        "env": env,
         "ranks": [rank_record(assignment, local_rank, folder) for local_rank in range(assignment.ranks)],
         "time_limit_s": assignment.time_limit_s,
         "outlasts_lease": assignment.on_disconnect == "wait",
@@ -84,13 +97,14 @@ def command_line(assignment: Assignment, python: str) -> list[str]:
         return [python, "-P", "-m", "training", *recipe_arguments(assignment.recipe)]
     assert assignment.command, "the service grants no job without a program"
     if assignment.command[0] in PYTHONS:
-        return [assignment.python or python, *assignment.command[1:]]
+        own = python if assignment.image is None else assignment.command[0]
+        return [assignment.python or own, *assignment.command[1:]]
     return assignment.command
 
 
 def preparation(assignment: Assignment, *, folder: Path, python: str, environment: Mapping[str, str]) -> dict | None:
     """What `prepare.py` is told; None for an attempt that needs nothing and starts faster without."""
-    if not (assignment.code or assignment.requirements or assignment.datasets):
+    if not (assignment.code or assignment.requirements or assignment.datasets or assignment.image):
         return None
     own = {
         name: value
@@ -99,12 +113,39 @@ def preparation(assignment: Assignment, *, folder: Path, python: str, environmen
     }
     return {
         "argv": [python, "-P", "-m", "workers.prepare", str(folder)],
-        "env": kept_environment(environment) | own | {"ERGON_ATTEMPT": assignment.attempt},
+        "env": kept_environment(environment)
+        | client_environment(environment)
+        | own
+        | {"ERGON_ATTEMPT": assignment.attempt},
         "code": assignment.code,
         "python": assignment.python,
         "requirements": assignment.requirements,
         "datasets": assignment.datasets,
         "is_python": assignment.recipe is None and (assignment.command or [""])[0] in PYTHONS,
+    }
+
+
+def contained(env: Mapping[str, str], *, assignment: Assignment, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that ranks in a container get: without the node's own paths, which mean nothing in there."""
+    outside = kept_environment(environment)
+    return {
+        name: value
+        for name, value in env.items()
+        if name in assignment.env or name not in outside or name.startswith(NETWORK_PREFIXES)
+    }
+
+
+def container_record(assignment: Assignment, *, runtime: str | None, python: str, env: Mapping[str, str]) -> dict:
+    """What the member's containers are made from, one for each rank: the member's limits are shared out evenly."""
+    return {
+        "runtime": runtime,
+        "attempt": assignment.attempt,
+        "image": assignment.image,
+        "env": dict(env),
+        "gpus": visible_devices(assignment.devices),
+        "cpus": None if assignment.cpu_limit is None else assignment.cpu_limit / assignment.ranks,
+        "memory_bytes": assignment.memory_bytes // assignment.ranks,
+        "remove": remove_command(python, runtime or "", assignment.attempt),
     }
 
 

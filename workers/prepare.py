@@ -6,7 +6,7 @@ environment that the job could read holds it.
 
     FOLDER/launch.json      `prepare` says what is needed
     FOLDER/work             where the code goes; empty before
-    FOLDER/prepared.json    written at the end: the program and variables to add, or the fault
+    FOLDER/prepared.json    written at the end: program and variables, of containers those of each rank; or the fault
 """
 
 import json
@@ -22,13 +22,28 @@ from archives.unpack import unpack
 from protocol.environment import DATASET_PREFIX
 from workers import files
 from workers.cache import Cache
+from workers.commands import CommandFailed
+from workers.containers import BadMount
 from workers.datasets import DatasetMissing, place_of
 from workers.environments import EnvironmentFailed, environment_python, find_interpreter
+from workers.images import ImageFailed, make_containers
 from workers.transfer import Transfer, TransferFailed, TransferRefused
 
 TRIES = 8
 LONGEST_PAUSE_S = 10.0
 MESSAGE_CHARACTERS = 1_500
+
+FAULTS = (
+    ArchiveError,
+    BadMount,
+    CommandFailed,
+    DatasetMissing,
+    EnvironmentFailed,
+    ImageFailed,
+    TransferFailed,
+    TransferRefused,
+)
+"""What may be wrong with an attempt, in words for its user."""
 
 
 def main(folder: Path) -> int:
@@ -38,7 +53,7 @@ def main(folder: Path) -> int:
     assert launch is not None, "the agent writes it before it starts the supervisor"
     try:
         result = prepare(folder, launch, Transfer(credentials))
-    except (ArchiveError, TransferRefused, TransferFailed, EnvironmentFailed, DatasetMissing, OSError) as error:
+    except (*FAULTS, OSError) as error:
         result = {"fault": str(error)[:MESSAGE_CHARACTERS]}
         sys.stderr.write(f"ergon: {error}\n")
     files.write_record(str(folder / "prepared.json"), result, durable=False)
@@ -46,10 +61,10 @@ def main(folder: Path) -> int:
 
 
 def prepare(folder: Path, launch: dict, transfer: Transfer) -> dict:
-    """Code, then data, then Python: `argv`, `path` (folders before the others) and `env` to start the ranks with.
+    """Code, then data, then Python or containers: `argv` and `env` to start all ranks with, in `ranks` what each has of
+    its own.
 
-    Raises:
-        ArchiveError, TransferRefused, TransferFailed, EnvironmentFailed, DatasetMissing, OSError.
+    Raises one of FAULTS, or OSError.
     """
     needs, own = launch["prepare"], launch["env"]
     cache = Cache(folder.parent.parent / "cache", folder)
@@ -60,6 +75,8 @@ def prepare(folder: Path, launch: dict, transfer: Transfer) -> dict:
         f"{DATASET_PREFIX}{name.upper()}": str(place_of(cache, name, source))
         for name, source in needs["datasets"].items()
     }
+    if launch.get("container"):  # a record of before has none
+        return {"argv": launch["argv"], "env": {}, "ranks": make_containers(cache, folder, launch, data=env)}
     path = own.get("PATH", os.defpath)
     argv: list[str] = launch["argv"]
     if needs["requirements"]:
@@ -76,7 +93,7 @@ def prepare(folder: Path, launch: dict, transfer: Transfer) -> dict:
         )
         argv = [str(python), *argv[1:]] if needs["is_python"] else argv
         env |= {"VIRTUAL_ENV": str(python.parent.parent), "PATH": f"{python.parent}{os.pathsep}{path}"}
-    return {"argv": argv, "env": env}
+    return {"argv": argv, "env": env, "ranks": []}
 
 
 def unpack_code(cache: Cache, digest: str, work: Path, transfer: Transfer) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from protocol.states import EndReason
-from workers import files, procfs
+from workers import containers, files, procfs
 from workers.cgroups import Group, Groups
 from workers.journal import Journal
 from workers.launch import kept_environment
@@ -49,11 +49,14 @@ class _Held:
 class Runs:
     """The runs of this node, adopted from the journal when the agent starts."""
 
-    def __init__(self, journal: Journal, boot_id: str, groups: Groups | None) -> None:
-        """`groups` is None where this agent may have no control groups."""
+    def __init__(
+        self, journal: Journal, boot_id: str, groups: Groups | None, container_runtime: str | None = None
+    ) -> None:
+        """`groups` is None where this agent may have no control groups, `container_runtime` where nothing runs any."""
         self._journal = journal
         self._boot_id = boot_id
         self._groups = groups
+        self._container_runtime = container_runtime
         self._held: dict[str, _Held] = {}
         for attempt in journal.attempts():
             folder = journal.attempt_folder(attempt)
@@ -173,8 +176,8 @@ class Runs:
         log.warning("settled attempt %s: %s%s", attempt, held.exit.message, "" if clean else "; a process is left")
 
     def clear(self, attempt: str) -> bool:
-        """Kill every process that is in the attempt's control group or carries its mark in its environment. True if
-        none is left."""
+        """Kill every process that is in the attempt's control group or carries its mark in its environment, and remove
+        its containers. True if none is left."""
         mark = f"ERGON_ATTEMPT={attempt}".encode()
         groups = self._groups_of(attempt)
         give_up_s = time.monotonic() + SWEEP_S
@@ -193,7 +196,15 @@ class Runs:
             time.sleep(0.01)
         for group in groups:
             group.remove()
-        return True
+        return self._remove_containers(attempt)
+
+    def _remove_containers(self, attempt: str) -> bool:
+        """True if none is left. To be called when no process is left that could make one."""
+        runtime = self._container_runtime
+        if attempt in self._held:
+            made = files.read_record(str(self._held[attempt].folder / containers.MADE))
+            runtime = made["runtime"] if made else None
+        return runtime is None or containers.remove(runtime, attempt, os.environ)
 
     def _groups_of(self, attempt: str) -> list[Group]:
         """Those this agent and its neighbours made, and the one that is on record: the agent may have moved since."""

@@ -6,6 +6,7 @@ member is left. Everything it is told and everything it finds out is a record in
     launch.json    what to run; written by the agent before this process exists
     claim.json     pid and start time of this process; without it, nothing was ever started
     prepared.json  what `prepare.py` found out before the ranks start; of attempts that need it only
+    containers.json  containers may have been made
     started.json   every rank runs
     quiet.json     no rank has said anything for as long as the job allows; gone again when one does
     stop.json      the agent wants it stopped; SIGTERM says: look
@@ -37,6 +38,8 @@ LATER_ROUND_S = 1.0
 UNCLEAN_AFTER_S = 10.0
 """From the first SIGKILL until the end is reported although a process is left; looking for its end goes on."""
 READ_BYTES = 65_536
+RUNTIME_CODES = (125, 126, 127)
+"""With these podman and docker end when they could not start what they were told to."""
 
 
 def now_s() -> float:
@@ -150,6 +153,8 @@ class Supervisor:
         self.quiet = False
         self.preparing: int | None = None  # pid, while it runs
         self.prepare_code = 0
+        self.removing: int | None = None  # pid, while it runs
+        self.remove_code = 0
         self.started_s = float("inf")  # the time limit counts from here
         self.usage = Usage(folder, now_s) if launch.get("disk") else None  # a record of before has none
         self.lease: dict = files.read_record(launch["lease"]) or {"fence_at_s": 0.0, "grace_s": 0.0}
@@ -175,11 +180,11 @@ class Supervisor:
             self._reap()
             self._listen()
             self._decide()
-        clean = self._kill_all(UNCLEAN_AFTER_S, KILL_ROUND_S)
+        clean = self._leave_nothing(UNCLEAN_AFTER_S, KILL_ROUND_S)
         self._close_streams()
         self._write_exit(clean=clean)
         if not clean:
-            self._kill_all(float("inf"), LATER_ROUND_S)
+            self._leave_nothing(float("inf"), LATER_ROUND_S)
             self._write_exit(clean=True)
         if self.group:
             self.group.remove()
@@ -241,17 +246,20 @@ class Supervisor:
             return
         self.launch["argv"] = prepared["argv"]
         self.launch["env"] |= prepared["env"]
+        for rank, own in zip(self.launch["ranks"], prepared["ranks"], strict=False):  # of containers only
+            rank |= {"argv": own["argv"], "env": rank["env"] | own["env"]}
 
     def _start_ranks(self) -> None:
         self._decide()
         if self.ending:
             return
-        program = self.launch["argv"][0]
+        argvs = [rank.get("argv", self.launch["argv"]) for rank in self.launch["ranks"]]
+        program = argvs[0][0]
         try:
             program = find_program(program, self.launch["env"].get("PATH", os.defpath))
             with self._inside_group():
-                for rank in self.launch["ranks"]:
-                    self._start_rank(program, rank["rank"], self.launch["env"] | rank["env"])
+                for rank, argv in zip(self.launch["ranks"], argvs, strict=True):
+                    self._start_rank(program, argv, rank["rank"], self.launch["env"] | rank["env"])
         except StartError as error:
             self._end("start_failed", str(error), grace_s=0)
         except OSError as error:
@@ -264,7 +272,7 @@ class Supervisor:
             files.write_record(self._path("started.json"), {"pids": list(self.ranks)}, durable=False)
             files.ring(self.launch["bell"])
 
-    def _start_rank(self, program: str, rank: int, environment: dict[str, str]) -> None:
+    def _start_rank(self, program: str, argv: list[str], rank: int, environment: dict[str, str]) -> None:
         """Start one rank as the leader of a process group of its own."""
         out, out_end = os.pipe2(os.O_CLOEXEC)
         err, err_end = os.pipe2(os.O_CLOEXEC)
@@ -273,7 +281,7 @@ class Supervisor:
         try:
             pid = os.posix_spawn(
                 program,
-                self.launch["argv"],
+                argv,
                 environment,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -320,7 +328,10 @@ class Supervisor:
         limit_s = self.launch["time_limit_s"]
         if self.failed is not None:
             code = self.codes[self.failed]
-            self._end("failed", describe_end(self.failed, code), grace_s, code)
+            told = describe_end(self.failed, code)
+            if self.launch.get("container") and code in RUNTIME_CODES:
+                told += "; so ends a container whose program could not be started, too: its standard error tells more"
+            self._end("failed", told, grace_s, code)
         elif self.codes and not self.ranks:
             self._end("completed", "", grace_s, 0)
         elif self.stop_asked:
@@ -353,8 +364,8 @@ class Supervisor:
 
     def _dump_stacks(self) -> None:
         """Let every rank's standard error tell where it hangs."""
-        for pid in self.ranks:
-            stalls.ask_for_stacks(pid)
+        for pid in () if self.launch.get("container") else self.ranks:
+            stalls.ask_for_stacks(pid)  # a container's program would pass it on to a rank that may die of it
         until_s = now_s() + stalls.DUMP_S
         while now_s() < until_s:
             self._wait(until_s - now_s())
@@ -417,6 +428,8 @@ class Supervisor:
                 continue
             if pid == self.preparing:
                 self.preparing, self.prepare_code = None, os.waitstatus_to_exitcode(status)
+            if pid == self.removing:
+                self.removing, self.remove_code = None, os.waitstatus_to_exitcode(status)
             rank = self.ranks.pop(pid, None)
             if rank is not None:
                 self.codes[rank] = os.waitstatus_to_exitcode(status)
@@ -424,6 +437,32 @@ class Supervisor:
                     self.failed = rank
 
     # -- ending
+
+    def _leave_nothing(self, patience_s: float, round_s: float) -> bool:
+        """Remove every container, kill every process, looking every `round_s`. False if `patience_s` were not enough.
+
+        What still prepares is killed first: it makes containers.
+        """
+        give_up_s = now_s() + patience_s
+        if self.preparing is not None and not self._kill_all(patience_s, round_s):
+            return False
+        removed = self._remove_containers(give_up_s, round_s)
+        return self._kill_all(max(0.0, give_up_s - now_s()), round_s) and removed
+
+    def _remove_containers(self, give_up_s: float, round_s: float) -> bool:
+        """Have the runtime remove them: what a daemon has started is nowhere below this process."""
+        if not os.path.exists(self._path("containers.json")):
+            return True
+        argv = self.launch["container"]["remove"]
+        while now_s() < give_up_s:
+            self.removing = os.posix_spawn(argv[0], argv, self.launch["env"], setpgroup=0, setsigmask=[])
+            while self.removing is not None and now_s() < give_up_s:
+                self._wait(give_up_s - now_s())
+                self._reap()
+            if self.removing is None and self.remove_code == 0:
+                return True
+            self._wait(round_s)
+        return False
 
     def _kill_all(self, patience_s: float, round_s: float) -> bool:
         """Kill every process below this one, looking every `round_s`, until there is none. False if `patience_s` were

@@ -30,7 +30,7 @@ def nodes(as_json: Json = False) -> None:
     if not rows:
         note("no nodes; a node joins when its agent starts (`ergon up` starts local ones)")
         return
-    table(("NODE", "STATE", "DEVICES", ">HELD", ">CORES", ">MEMORY", ">BASE W", "LAST SEEN"), rows)
+    table(("NODE", "STATE", "DEVICES", ">HELD", ">CORES", ">MEMORY", "CONTAINERS", ">BASE W", "LAST SEEN"), rows)
 
 
 def _row(node: NodeView) -> tuple[str, ...]:
@@ -43,6 +43,7 @@ def _row(node: NodeView) -> tuple[str, ...]:
         f"{held}/{len(node.devices)}",
         f"{node.cpu_cores:g}",
         show_size(node.memory_bytes),
+        node.container_runtime or "-",
         f"{node.base_w:.0f}",
         f"{show_duration((datetime.now(UTC) - node.last_seen_at).total_seconds())} ago",
     )

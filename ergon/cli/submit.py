@@ -40,6 +40,7 @@ OPTIONS = {
     "on_disconnect": "--on-disconnect",
     "recipe": "--recipe",
     "code": "--dir",
+    "image": "--image",
     "python": "--python",
     "requirements": "--requirements",
     "datasets": "--dataset",
@@ -93,8 +94,12 @@ def submit(
     no_ship: Annotated[
         bool, typer.Option("--no-ship", help="Ship nothing: the command finds all it needs on the node.")
     ] = False,
+    image: Annotated[
+        str | None, typer.Option(metavar="REF", help="Container image to run in, where a node can run containers.")
+    ] = None,
     python: Annotated[
-        str | None, typer.Option(metavar="PATH", help="What `python` means on the node; the agent's own by default.")
+        str | None,
+        typer.Option(metavar="PATH", help="What `python` means on the node or in the image; the agent's by default."),
     ] = None,
     requirements: Annotated[
         str | None, typer.Option(metavar="FILE", help="Requirements file inside the shipped directory.")
@@ -154,6 +159,7 @@ def submit(
         "stall_timeout_s": stall_timeout,
         "expected_run_s": expect,
         "env": _pairs(env or [], "--env", "NAME=VALUE"),
+        "image": image,
         "python": python,
         "requirements": requirements,
         "datasets": _pairs(dataset or [], "--dataset", "NAME=PATH or NAME=URL"),

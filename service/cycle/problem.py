@@ -32,6 +32,8 @@ SHORTEST_RUN_S = 1.0
 OVERDUE_S = 60.0
 """A job that has run past its estimate is assumed to need this much longer."""
 
+UNSAID = "its agent does not say what runs containers there; upgrade it"
+
 MAX_PENDING = 2_000
 """Jobs weighed in one cycle, in order of precedence; the others wait for the next ones."""
 
@@ -160,6 +162,7 @@ def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: S
         free_memory_bytes=max(0, row.memory_bytes - sum(member.memory_bytes for member in work)),
         power=node_power(inventory_of(row, devices)),
         open=row.state == NodeState.READY.value and not row.cordoned,
+        container_fault="" if row.container_runtime else row.container_fault or UNSAID,
         busy_s=max((_remaining_s(member, now) for member in work), default=0.0),
     )
 
@@ -188,6 +191,7 @@ def _shapes(spec: JobSpec, nodes: Sequence[Node]) -> tuple[Shape, ...]:
             memory_bytes=spec.memory_bytes_per_node,
             run_s=run_estimate(spec),
             active_w=active_w(kind),
+            in_container=spec.image is not None,
         )
         for kind in dict.fromkeys(kinds)
     )

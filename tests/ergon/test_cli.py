@@ -61,6 +61,16 @@ def submitted(service: HttpService) -> JobSpec:
     return JobSpec.model_validate_json(service.asked[0].body)
 
 
+def test_submit_runs_in_an_image(service: HttpService, capsys: Captured) -> None:
+    service.answer("POST /v1/jobs", a_job(verdict=NO_DEVICE), status=201)
+    options = ["--no-ship", "--image", "docker.io/library/python:3.12", "--python", "python3"]
+    assert main(["submit", *options, "--", "python", "train.py"]) == 0
+    spec = submitted(service)
+    assert (spec.image, spec.python) == ("docker.io/library/python:3.12", "python3")
+    assert main(["submit", "--no-ship", "--image=--privileged", "--", "python", "train.py"]) == 2
+    assert "--image: " in capsys.readouterr().err
+
+
 def test_submit_turns_every_option_into_the_spec(service: HttpService, capsys: Captured) -> None:
     service.answer("POST /v1/jobs", a_job(verdict=NO_DEVICE), status=201)
     words = "submit --name big --nodes 2 --devices-per-node 4 --kind h100 --kind h200 --ranks-per-node 8 --cores 1.5"
@@ -336,7 +346,7 @@ def test_nodes_shows_what_is_held(service: HttpService, capsys: Captured) -> Non
     assert main(["nodes"]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["NODE", "STATE", "DEVICES", "HELD"]
-    assert row.split()[:7] == ["node-1", "ready", "2xcpu", "1/2", "2", "8.0GiB", "40"]
+    assert row.split()[:8] == ["node-1", "ready", "2xcpu", "1/2", "2", "8.0GiB", "-", "40"]
 
 
 def test_report_shows_nodes_users_energy_and_the_gap(service: HttpService, capsys: Captured) -> None:

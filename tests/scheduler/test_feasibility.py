@@ -48,6 +48,20 @@ def test_what_no_nodes_could_ever_carry_says_what_is_lacking(wanted: Shape, code
     assert words in reason.message
 
 
+def test_containers_go_where_one_can_run() -> None:
+    rooms = [node(name, h100=8, container_fault=fault) for name, fault in (("a", ""), ("b", "no podman"), ("c", "off"))]
+    wanted = shape(in_container=True)
+    assert why_impossible([wanted, shape(members=3)], total_room(rooms[1:] + rooms[:1])) == ()
+    (reason,) = why_impossible([wanted], total_room(rooms[1:]))
+    assert reason.code == "no_container_runtime"
+    assert reason.message.endswith("no such node that is present can run one: 1 node: no podman | 1 node: off")
+    (reason,) = why_impossible([shape(members=2, in_container=True)], total_room(rooms))
+    assert (reason.code, "1 node can take one" in reason.message) == ("too_few_nodes", True)
+    busy = node("a", h100=8, busy=8)
+    (reason,) = why_not_now(job("j1", wanted), survey([busy, *rooms[1:]]), 0)
+    assert (reason.code, "no such node that is free can run one" in reason.message) == ("container_nodes_busy", True)
+
+
 def test_one_possible_shape_is_enough_and_equal_reasons_are_said_once() -> None:
     rooms = total_room(CLUSTER)
     assert why_impossible([shape(9), shape(8)], rooms) == ()

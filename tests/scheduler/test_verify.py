@@ -163,3 +163,17 @@ def test_a_job_of_higher_priority_that_could_take_the_place_over_is_found(waiter
 def test_a_node_may_hold_work_that_is_longer_than_the_horizon() -> None:
     long = problem([switchable(node("a", h100=1))], [job("j1", shape(1, run_s=100 * HOUR))])
     assert verify(long, solve(long)) == []
+
+
+def test_a_container_on_a_node_that_runs_none() -> None:
+    lame = node("a", h100=4, container_fault="podman is not installed")
+    wanted = [job("boxed-1", shape(1, in_container=True))]
+    plan = solve(problem([lame, node("b", h100=4)], wanted))
+    assert verify(problem([lame, node("b", h100=4)], wanted), plan) == []
+    assert [member.node for member in plan.placements[0].members] == ["b"]
+    assert "no_container" in codes(
+        on("boxed-1", ("a", ("a-h100-0",)))(plan), problem([lame, node("b", h100=4)], wanted)
+    )
+    assert codes(plan, problem([lame, replace(lame, id="b", devices=node("b", h100=4).devices)], wanted)) >= {
+        "no_container"
+    }

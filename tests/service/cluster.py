@@ -59,13 +59,14 @@ class Cluster:
         with self.engine.begin() as tx:
             return auth.make_node_token(tx, name=name, now=self.now)
 
-    def join(self, name: str, *, slots: int = 2, boot_id: str = "boot-1", kind: str = "cpu") -> None:
-        """Register a node with this many devices."""
+    def join(self, name: str, *, slots: int = 2, boot_id: str = "boot-1", kind: str = "cpu", **report: object) -> None:
+        """Register a node with this many devices; `report` are further fields of its inventory."""
+        inventory = node_report(name, slots, boot_id, kind).model_copy(update=report)
         with self.engine.begin() as tx:
             answer = nodes.register(
                 tx,
                 name,
-                RegisterRequest(protocol=PROTOCOL_VERSION, report=node_report(name, slots, boot_id, kind)),
+                RegisterRequest(protocol=PROTOCOL_VERSION, report=inventory),
                 lease_s=self.settings.lease_s,
                 max_attempts=self.settings.max_attempts,
                 now=self.now,

@@ -1,17 +1,13 @@
 """A user's own directory on two real nodes, from `ergon submit` to `ergon fetch`."""
 
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from ergon.cli.local import LocalCluster
 from ergon.client import Client
-from protocol.jobs import JobView
-from protocol.states import EndReason, JobState, Role
+from protocol.states import EndReason, JobState
+from tests.system.jobs import newest, words_of
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
 
@@ -32,38 +28,6 @@ data = pathlib.Path(os.environ["ERGON_DATASET_NUMBERS"]).read_text()
 print("data", data, "rank", os.environ["RANK"], pathlib.Path("ignored.bin").exists())
 dist.destroy_process_group()
 """
-
-
-@pytest.fixture
-def ergon(cluster: LocalCluster, tmp_path: Path):
-    """Runs the command as a user does, in the directory `code`; gives exit code, standard output and error."""
-    token = cluster.user_token("carol", Role.USER)
-    (tmp_path / "code").mkdir()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ERGON_")}
-    environment |= {"ERGON_SERVER": cluster.url, "ERGON_TOKEN": token}
-
-    def run(*words: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-P", "-c", "import sys; from ergon.cli.main import main; sys.exit(main())", *words]
-        done = subprocess.run(
-            command, cwd=tmp_path / "code", env=environment, capture_output=True, text=True, check=False
-        )
-        return done.returncode, done.stdout, done.stderr
-
-    return run
-
-
-@pytest.fixture
-def carol(cluster: LocalCluster):
-    with Client(cluster.url, cluster.user_token("carol", Role.USER)) as client:
-        yield client
-
-
-def newest(client: Client) -> JobView:
-    return client.job(next(iter(client.jobs())).id)
-
-
-def words_of(client: Client, job: JobView) -> str:
-    return "".join(piece.text for piece in client.logs(job.id))
 
 
 def test_a_directory_runs_on_two_nodes_and_its_output_comes_back(ergon, carol: Client, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ class FakeService:
         self.node = node
         self.token = token
         self.lease_s = lease_s
+        self.patience_s = PATIENCE_S
         self.changed = threading.Condition()
         self.incarnation = 0
         self.assignments = {}
@@ -98,7 +99,7 @@ class FakeService:
 
     def wait(self, what):
         """Until `what()` is true, and what it is then. What is on disk is looked at although nobody tells of it."""
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + self.patience_s
         with self.changed:
             while not (found := what()):
                 assert time.monotonic() < until, f"waited in vain; reports: {dict(self.reports)}"

@@ -23,7 +23,9 @@ def exchange(service):
 
 
 def register(exchange):
-    report = take_inventory(address="127.0.0.1", gpus=[], slots=[0], memory_bytes=None, labels={}, containment="none")
+    report = take_inventory(
+        address="127.0.0.1", gpus=[], slots=[0], memory_bytes=None, labels={}, containment="none", containers=(None, "")
+    )
     return exchange.register(report)
 
 

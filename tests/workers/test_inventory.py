@@ -20,7 +20,8 @@ H100 = Gpu(uuid="GPU-1", name="NVIDIA H100 80GB HBM3", index=0, memory_bytes=80 
 
 def inventory(**changes):
     values = {"address": "10.0.0.1", "gpus": [], "slots": None, "memory_bytes": None, "labels": {}}
-    return take_inventory(**(values | changes), containment="none")
+    values |= {"containment": "none", "containers": ("podman", "")}
+    return take_inventory(**(values | changes))
 
 
 @pytest.mark.parametrize(

@@ -204,3 +204,34 @@ def test_the_smaller_limit_of_the_disk_holds_and_its_setting_is_named(of_job, of
     if found:
         assert remedy in found["message"]
         assert f"{limit >> 30} GiB" in found["message"]
+
+
+def test_in_a_container_the_image_says_what_python_and_path_are():
+    node = {"PATH": "/node/bin", "HOME": "/root", "LC_ALL": "C", "NCCL_DEBUG": "INFO", "DOCKER_HOST": "unix:///d"}
+    own = {"PATH": "/opt/bin", "GROUP_RANK": "9", "DOCKER_HOST": "tcp://elsewhere"}
+    wanted = assignment(
+        image="train:1",
+        command=["python", "x.py"],
+        env=own,
+        ranks=2,
+        cpu_limit=3.0,
+        memory_bytes=1_000,
+        devices=[gpu("GPU-b", 1), gpu("GPU-a", 0)],
+    )
+    launch = record(wanted, node)
+    inside = launch["container"]["env"]
+    assert {name: inside.get(name) for name in (*node, "GROUP_RANK")} == {
+        "PATH": "/opt/bin",
+        "HOME": None,
+        "LC_ALL": None,
+        "NCCL_DEBUG": "INFO",
+        "DOCKER_HOST": "tcp://elsewhere",
+        "GROUP_RANK": "0",
+    }
+    assert inside["ERGON_OUTPUT"] == "/state/attempts/a1/output"
+    assert {name: launch["env"][name] for name in (*node, "GROUP_RANK")} == node | {"GROUP_RANK": "0"}
+    assert launch["argv"] == ["python", "x.py"]
+    assert record(wanted.model_copy(update={"python": "python3.12"}))["argv"] == ["python3.12", "x.py"]
+    limits = {name: launch["container"][name] for name in ("cpus", "memory_bytes", "gpus")}
+    assert limits == {"cpus": 1.5, "memory_bytes": 500, "gpus": ["GPU-a", "GPU-b"]}
+    assert launch["prepare"]["env"]["DOCKER_HOST"] == "unix:///d"
