@@ -8,7 +8,10 @@ from pydantic import Field, StringConstraints, field_validator
 
 from protocol.base import Count, Index, Kind, Message, Name, Seconds, Text, View, example
 from protocol.jobs import MAX_MEMORY_BYTES
-from protocol.states import NodeState
+from protocol.states import DeviceCondition, NodeState
+
+MAX_REASON = 500
+"""Characters of the reason why a device is unfit."""
 
 DeviceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=128)]
 
@@ -89,6 +92,12 @@ class DeviceView(View):
     index: int
     memory_bytes: int
     job: str | None = Field(default=None, description="The job that holds it.")
+    condition: DeviceCondition = Field(
+        default=DeviceCondition.OK,
+        description="`unfit`: a health check failed. `quarantined`: an attempt that has ended may have left a process. "
+        "Neither gets new work, and both come back by themselves.",
+    )
+    reason: str | None = Field(default=None, description="Why it is not `ok`.")
 
 
 class NodeView(View):

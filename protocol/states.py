@@ -59,6 +59,14 @@ class NodeState(StrEnum):
     LOST = "lost"
 
 
+class DeviceCondition(StrEnum):
+    """Whether a device can get work, apart from who holds it."""
+
+    OK = "ok"
+    QUARANTINED = "quarantined"  # an attempt that has ended holds it: its node has not said that nothing is left
+    UNFIT = "unfit"  # a health check of its agent failed
+
+
 class Role(StrEnum):
     """What a person may do. A user sees and changes own jobs only."""
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from protocol.base import Count, Index, Message, Seconds, Text, View
 from protocol.jobs import Recipe
-from protocol.nodes import NodeReport, PowerSample
+from protocol.nodes import MAX_REASON, DeviceId, NodeReport, PowerSample
 from protocol.states import AttemptState, Desired, EndReason
 
 MAX_CHUNK_BYTES = 256 * 1024
@@ -28,6 +28,9 @@ Blob = Annotated[
     Field(max_length=MAX_CHUNK_BYTES),
 ]
 """Bytes, base64 in JSON."""
+
+
+Reason = Annotated[Text, Field(max_length=MAX_REASON)]
 
 
 class RegisterRequest(Message):
@@ -102,6 +105,11 @@ class SyncRequest(Message):
         "is refused. Absent from a call that reports nothing.",
     )
     leaving: bool = Field(default=False, description="The agent stops after this call: nothing new may go to it.")
+    unfit: dict[DeviceId, Reason] | None = Field(
+        default=None,
+        max_length=4_096,
+        description="Every device that must not get work, and why; absent where nothing has changed.",
+    )
     members: list[MemberReport] = []
     chunks: list[StreamChunk] = Field(default=[], max_length=256)
     samples: list[PowerSample] = Field(default=[], max_length=10_000)

@@ -132,6 +132,8 @@ devices = Table(
     Column("power_limit_w", Float, nullable=True),
     # False once the node's agent no longer offers it.
     Column("present", Boolean, nullable=False),
+    # Why its agent says that it must not get work; null if it may.
+    Column("unfit_reason", Text, nullable=True),
 )
 
 # When a node was on and heard of, and with how many devices: the denominator of every idle figure.

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from protocol.nodes import DeviceReport, NodePage, NodeReport, NodeView
-from protocol.states import NodeState
+from protocol.states import AttemptState, NodeState
 from protocol.sync import RegisterRequest, RegisterResponse
 from protocol.version import why_mismatched
 from scheduler.power import InstalledDevice, Inventory, node_power
@@ -113,10 +113,13 @@ def get(tx: Connection, person: Person, name: str) -> NodeView:
     return views.node(row, store.list_devices(tx, row.id), holders, store.current_base_w(tx).get(row.id, 0.0))
 
 
-def _holders(tx: Connection, person: Person) -> dict[str, str]:
-    """The job on each device that is held; a user is not told the ids of other people's jobs."""
+def _holders(tx: Connection, person: Person) -> dict[str, views.Holder]:
+    """Who holds each device that is held; a user is not told the ids of other people's jobs."""
     return {
-        held.device_id: held.job_id if person.only_jobs_of in (None, held.user_id) else OTHER_USER
+        held.device_id: views.Holder(
+            job=held.job_id if person.only_jobs_of in (None, held.user_id) else OTHER_USER,
+            has_ended=held.state == AttemptState.ENDED.value,
+        )
         for held in attempt_store.held_devices(tx)
     }
 
@@ -146,6 +149,7 @@ def _device_row(device: DeviceReport) -> dict[str, object]:
         "number": device.index,
         "memory_bytes": device.memory_bytes,
         "power_limit_w": device.power_limit_w,
+        "unfit_reason": None,  # its agent says so anew if it is
     }
 
 

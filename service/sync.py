@@ -52,6 +52,8 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
         if report.attempt in held:
             attempts.take_report(tx, node.id, report, max_attempts=max_attempts, now=now)
     _take_samples(tx, node, request, now=now)
+    if request.unfit is not None and node_store.set_unfit(tx, node.id, request.unfit):
+        notify(tx, "cycle")
     if request.leaving:
         nodes.lose(tx, node.id, last_seen_at=now, max_attempts=max_attempts, now=now)
 

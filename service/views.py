@@ -1,6 +1,7 @@
 """Rows as the API shows them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from protocol.cycles import CycleView
@@ -17,7 +18,7 @@ from protocol.jobs import (
     VerdictView,
 )
 from protocol.nodes import DeviceView, NodeView
-from protocol.states import JobState
+from protocol.states import DeviceCondition, JobState
 from service.db import Record
 
 
@@ -101,8 +102,19 @@ def log(row: Record) -> LogView:
     )
 
 
-def node(row: Record, devices: Sequence[Record], holders: dict[str, str], base_w: float) -> NodeView:
-    """A node with its devices; `holders` gives the job that holds a device, `base_w` the power at idle in W."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who holds a device. An attempt that has ended still does until its node says that nothing of it is left."""
+
+    job: str
+    has_ended: bool
+
+
+NOT_CLEAN = "an attempt has ended here, and its node has not said that no process of it is left"
+
+
+def node(row: Record, devices: Sequence[Record], holders: Mapping[str, Holder], base_w: float) -> NodeView:
+    """A node with its devices; `holders` gives who holds a device, `base_w` the power at idle in W."""
     return NodeView(
         name=row.id,
         state=row.state,
@@ -112,16 +124,7 @@ def node(row: Record, devices: Sequence[Record], holders: dict[str, str], base_w
         cpu_cores=row.millicores / 1000,
         memory_bytes=row.memory_bytes,
         containment=row.containment or "none",
-        devices=[
-            DeviceView(
-                id=device.id,
-                kind=device.kind,
-                index=device.number,
-                memory_bytes=device.memory_bytes,
-                job=holders.get(device.id),
-            )
-            for device in devices
-        ],
+        devices=[_device(device, holders.get(device.id)) for device in devices],
         container_runtime=row.container_runtime,
         container_fault=row.container_fault,
         base_w=base_w,
@@ -130,6 +133,23 @@ def node(row: Record, devices: Sequence[Record], holders: dict[str, str], base_w
         drain_at=row.drain_at,
         registered_at=row.registered_at,
         last_seen_at=row.last_seen_at,
+    )
+
+
+def _device(row: Record, holder: Holder | None) -> DeviceView:
+    condition, reason = DeviceCondition.OK, None
+    if holder is not None and holder.has_ended:
+        condition, reason = DeviceCondition.QUARANTINED, NOT_CLEAN
+    elif row.unfit_reason is not None:
+        condition, reason = DeviceCondition.UNFIT, row.unfit_reason
+    return DeviceView(
+        id=row.id,
+        kind=row.kind,
+        index=row.number,
+        memory_bytes=row.memory_bytes,
+        job=holder.job if holder else None,
+        condition=condition,
+        reason=reason,
     )
 
 

@@ -22,9 +22,10 @@ from workers.bell import Bell
 from workers.cgroups import Groups, NoGroups, find_groups
 from workers.containers import find_runtime
 from workers.exchange import EXIT_REFUSED, Doorbell, Exchange, Refused
+from workers.health import Health
 from workers.inventory import containment_of, parse_slots, take_inventory
 from workers.journal import Journal, StateFolderTaken
-from workers.nvml import list_gpus
+from workers.nvml import GpuFaults, list_gpus
 from workers.outputs import Outputs
 from workers.rendezvous import address_on, local_address_towards
 from workers.runs import Runs
@@ -91,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="bytes that a job may write on this node; without it only the job's own limit holds",
     )
+    parser.add_argument(
+        "--health-check",
+        type=Path,
+        help="program that is run over and over; while it ends with another code than 0, this node gets no new work, "
+        "or the devices whose ids begin a line of its output",
+    )
+    parser.add_argument(
+        "--health-every", type=float, default=60.0, help="seconds from one look at the devices to the next (60)"
+    )
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="a label; may be repeated")
     parser.add_argument("--sample-every", type=float, default=5.0, help="seconds between two measurements (5)")
     parser.add_argument(
@@ -108,12 +118,7 @@ def _agent(options: argparse.Namespace) -> Agent:
     server = urlsplit(options.server)
     if server.scheme not in ("http", "https") or not server.hostname:
         raise BadArgument(f"--server {options.server!r} is no address; write it like http://127.0.0.1:8765")
-    if options.memory is not None and options.memory <= 0:
-        raise BadArgument("--memory must be a positive number of bytes")
-    if options.disk_per_job is not None and options.disk_per_job <= 0:
-        raise BadArgument("--disk-per-job must be a positive number of bytes")
-    if not 0.1 <= options.sample_every <= 3600:
-        raise BadArgument("--sample-every must be from 0.1 to 3600 seconds")
+    _check_limits(options)
     token = _token(options.token_file)
     try:
         trust = ssl.create_default_context(cafile=options.ca) if options.ca else None
@@ -169,7 +174,27 @@ def _agent(options: argparse.Namespace) -> Agent:
         credentials=credentials,
         now_s=_boottime_s,
         chance=chance,
+        health=Health(
+            report.devices,
+            gpu_fault=GpuFaults([gpu.uuid for gpu in gpus]).fault,
+            program=options.health_check,
+            every_s=options.health_every,
+            ring=bell.ring,
+        ),
     )
+
+
+def _check_limits(options: argparse.Namespace) -> None:
+    if options.memory is not None and options.memory <= 0:
+        raise BadArgument("--memory must be a positive number of bytes")
+    if options.disk_per_job is not None and options.disk_per_job <= 0:
+        raise BadArgument("--disk-per-job must be a positive number of bytes")
+    if options.health_check is not None and not os.access(options.health_check, os.X_OK):
+        raise BadArgument(f"--health-check {options.health_check} is no program this agent may run")
+    if not 0.1 <= options.health_every <= 86_400:
+        raise BadArgument("--health-every must be from 0.1 to 86400 seconds")
+    if not 0.1 <= options.sample_every <= 3600:
+        raise BadArgument("--sample-every must be from 0.1 to 3600 seconds")
 
 
 def _groups(state_folder: Path) -> Groups | None:

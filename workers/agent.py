@@ -16,6 +16,7 @@ from protocol.sync import Assignment, MemberReport, RegisterResponse, StreamChun
 from protocol.version import PROTOCOL_VERSION
 from workers.bell import Bell
 from workers.exchange import EXIT_REFUSED, Backoff, Doorbell, Exchange, Refused, Unavailable
+from workers.health import Health
 from workers.inventory import offers_whole_machine
 from workers.journal import Journal
 from workers.launch import launch_record
@@ -87,6 +88,7 @@ class Agent:
         credentials: Mapping[str, str | None],
         now_s: Callable[[], float],
         chance: random.Random,
+        health: Health | None = None,
     ) -> None:
         """Everything it does to the machine and hears of the service, it does and hears through its arguments.
 
@@ -94,6 +96,7 @@ class Agent:
             bell: ends a wait of this agent, whoever rings it.
             credentials: what `Transfer` needs, for the preparation of attempts.
             now_s: CLOCK_BOOTTIME in s.
+            health: looks after the devices, if anybody does.
         """
         self._settings = settings
         self._report = report
@@ -103,6 +106,8 @@ class Agent:
         self._journal = journal
         self._runs = runs
         self._outputs = outputs
+        self._health = health
+        self._told_unfit: Mapping[str, str] = {}
         self._credentials = credentials
         self._now_s = now_s
         self._backoff = Backoff(chance)
@@ -140,6 +145,8 @@ class Agent:
         Raises:
             Refused: the service will not have this agent.
         """
+        if self._health:
+            self._health.start()
         registration = self._register()
         if registration is None:
             return
@@ -327,19 +334,27 @@ class Agent:
         ending = any(run.exit is not None and not run.shipped for run in runs.values())
         hurry = ending or reports != self._told
         chunks = self._shipper.collect() if hurry or now >= self._sent_s + TICK_S else []
-        due = reports != self._told or chunks or self._readings or self._outdated or now >= self._renew_s()
+        news = reports != self._told or chunks or self._readings or self._news_of_devices() is not None
+        due = news or self._outdated or now >= self._renew_s()
         return self._call(reports, chunks) if due else False
+
+    def _news_of_devices(self) -> Mapping[str, str] | None:
+        """The devices that are unfit, unless the service knows."""
+        unfit = self._health.unfit if self._health else {}
+        return None if unfit == self._told_unfit else unfit
 
     def _call(self, reports: list[MemberReport], chunks: list[StreamChunk], *, leaving: bool = False) -> bool:
         """One call of the service, now. False if it did not answer."""
         self._sent_s = self._now_s()
         self._seq += 1
         readings = list(self._readings)
+        unfit = self._news_of_devices()
         request = SyncRequest(
             protocol=PROTOCOL_VERSION,
             incarnation=self._incarnation,
             seq=self._seq if self._numbered else None,
             leaving=leaving,
+            unfit=None if unfit is None else dict(unfit),
             members=reports,
             chunks=chunks,
             samples=[reading.aged(self._sent_s) for reading in readings],
@@ -355,6 +370,7 @@ class Agent:
         for _reading in readings:
             self._readings.popleft()
         self._told = reports
+        self._told_unfit = self._told_unfit if unfit is None else unfit
         self._take_in(answer, self._sent_s)
         return True
 

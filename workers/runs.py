@@ -31,6 +31,8 @@ SUPERVISOR = f"import sys; sys.path.append({str(ROOT)!r}); from workers import s
 
 SWEEP_S = 1.0
 """How long one try waits for killed processes to be gone, in s."""
+AGAIN_S = 5.0
+"""How long after it the next try to kill what does not die, in s: both take the agent's time."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class _Held:
     started: bool = False
     stop: Stop | None = None
     exit: Exit | None = None
+    settle_s: float = 0.0  # not before, in s of the monotonic clock
 
 
 class Runs:
@@ -158,6 +161,8 @@ class Runs:
     def settle(self, attempt: str) -> None:
         """Kill what a lost supervisor left, and write the exit record in its place. May be repeated until clean."""
         held = self._held[attempt]
+        if time.monotonic() < held.settle_s:
+            return
         if held.claim is None and held.launch["boot_id"] == self._boot_id and not self._forbid_start(held):
             return  # it lives after all, and will be seen at the next look
         clean = self.clear(attempt)
@@ -165,6 +170,7 @@ class Runs:
             reason = held.stop.reason if held.stop else EndReason.UNKNOWN_START
             held.exit = Exit(reason=reason, message=self._why_lost(held), exit_code=None, clean=clean, cpu_s=0.0)
         held.exit = replace(held.exit, clean=clean)
+        held.settle_s = time.monotonic() + AGAIN_S
         record = {
             "reason": held.exit.reason.value,
             "message": held.exit.message,

@@ -37,6 +37,8 @@ KILL_ROUND_S = 0.05
 LATER_ROUND_S = 1.0
 UNCLEAN_AFTER_S = 10.0
 """From the first SIGKILL until the end is reported although a process is left; looking for its end goes on."""
+MOST_NAMED = 5
+"""Processes that do not die, by number, in the message of an end."""
 READ_BYTES = 65_536
 RUNTIME_CODES = (125, 126, 127)
 """With these podman and docker end when they could not start what they were told to."""
@@ -181,6 +183,11 @@ class Supervisor:
             self._listen()
             self._decide()
         clean = self._leave_nothing(UNCLEAN_AFTER_S, KILL_ROUND_S)
+        assert self.ending is not None
+        if not clean:
+            left = procfs.descendants(os.getpid(), procfs.read_processes())
+            words = [f"process {process.pid} does not die (state {process.state})" for process in left]
+            self.ending.message = "; ".join([self.ending.message or self.ending.reason, *words[:MOST_NAMED]])
         self._close_streams()
         self._write_exit(clean=clean)
         if not clean:

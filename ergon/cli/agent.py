@@ -16,7 +16,7 @@ import typer
 from ergon.accounts import Accounts
 from ergon.cli.doctor import EXTRAS
 from ergon.cli.output import note
-from ergon.cli.units import parse_size
+from ergon.cli.units import parse_duration, parse_size
 from ergon.connection import Connection
 from ergon.credentials import Credentials
 from ergon.errors import ErgonError
@@ -58,6 +58,15 @@ def agent(
     state_dir: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for the credential and what must survive a restart.")
     ] = None,
+    health_check: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False, exists=True, help="Program that takes this node, or devices it names, out of use."
+        ),
+    ] = None,
+    health_every: Annotated[
+        float | None, typer.Option(parser=parse_duration, metavar="DURATION", help="How often it runs; 60s.")
+    ] = None,
     ca: Annotated[
         Path | None, typer.Option(envvar="ERGON_CA", help="Certificate that vouches for the service's; remembered.")
     ] = None,
@@ -87,6 +96,8 @@ def agent(
         "--address": address,
         "--interface": interface,
         "--disk-per-job": str(disk_per_job) if disk_per_job else None,
+        "--health-check": str(health_check.absolute()) if health_check else None,
+        "--health-every": str(health_every) if health_every else None,
     }
     words = [word for option, value in options.items() if value is not None for word in (option, value)]
     environment = {name: value for name, value in os.environ.items() if name not in CLIENT_VARIABLES}

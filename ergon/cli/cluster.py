@@ -22,7 +22,7 @@ NEWEST = 20
 def nodes(as_json: Json = False) -> None:
     """List the nodes and how many of their devices are held."""
     with Client() as client:
-        found = client.nodes()
+        found = list(client.nodes())
         if as_json:
             write_json_lines(found)
             return
@@ -31,6 +31,10 @@ def nodes(as_json: Json = False) -> None:
         note("no nodes; a node joins when its agent starts (`ergon up` starts local ones)")
         return
     table(("NODE", "STATE", "DEVICES", ">HELD", ">CORES", ">MEMORY", "CONTAINERS", ">BASE W", "LAST SEEN"), rows)
+    for node in found:
+        for device in node.devices:
+            if device.reason:
+                note(f"{node.name}: {device.kind} {device.index} ({device.id}) is {device.condition}: {device.reason}")
 
 
 def _row(node: NodeView) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """`ergon node`: taking nodes out of use and back."""
 
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -8,6 +9,7 @@ from ergon.cli.output import Json, line, local_time, note, write_json
 from ergon.cli.units import parse_duration
 from ergon.client import Client
 from protocol.nodes import NodeView
+from protocol.states import DeviceCondition
 
 DEFAULT_DEADLINE_S = 600.0
 
@@ -55,12 +57,18 @@ def drain(
 
 
 def state_words(node: NodeView) -> str:
-    """Its state, and whether it takes work: `ready`, `ready, cordoned`, `ready, drains until 2031-05-01 12:00:00`."""
+    """Its state, and whether it takes work: `ready`, `ready, cordoned`, `ready, drains until 2031-05-01 12:00:00`,
+    `ready, 1 unfit`."""
+    words = [str(node.state)]
     if node.drain_at is not None:
-        return f"{node.state}, drains until {local_time(node.drain_at)}"
-    if node.closed_because is not None:
-        return f"{node.state}, closed by the service"
-    return f"{node.state}, cordoned" if node.cordoned else str(node.state)
+        words.append(f"drains until {local_time(node.drain_at)}")
+    elif node.closed_because is not None:
+        words.append("closed by the service")
+    elif node.cordoned:
+        words.append("cordoned")
+    conditions = Counter(device.condition for device in node.devices if device.condition != DeviceCondition.OK)
+    words += [f"{count} {condition}" for condition, count in sorted(conditions.items())]
+    return ", ".join(words)
 
 
 def _say(node: NodeView, as_json: bool) -> None:

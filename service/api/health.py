@@ -55,14 +55,16 @@ def metrics(parts: PartsDep, person: PersonDep) -> Response:
     with snapshot(parts.engine) as tx:
         jobs = job_store.count_by_state(tx)
         nodes = node_store.count_by_state(tx)
-        devices = len(node_store.list_devices(tx))
-        held = len({row.device_id for row in attempt_store.held_devices(tx)})
+        devices = node_store.list_devices(tx)
+        held = {row.device_id for row in attempt_store.held_devices(tx)}
         cycles = cycle_store.list_cycles(tx, before=None, limit=1)
         alarms = alarm_store.count_by_kind(tx)
     registry = CollectorRegistry()
     _gauge(registry, "ergon_jobs", "Jobs by state.", "state", jobs)
     _gauge(registry, "ergon_nodes", "Nodes by state.", "state", nodes)
-    _gauge(registry, "ergon_devices", "Devices by use.", "use", {"allocated": held, "idle": devices - held})
+    unfit = sum(row.unfit_reason is not None and row.id not in held for row in devices)
+    uses = {"allocated": len(held), "unfit": unfit, "idle": len(devices) - len(held) - unfit}
+    _gauge(registry, "ergon_devices", "Devices by use.", "use", uses)
     _gauge(
         registry,
         "ergon_alarms",

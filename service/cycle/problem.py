@@ -153,7 +153,7 @@ def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: S
     return Node(
         id=row.id,
         devices=tuple(
-            Device(id=device.id, kind=device.kind, free=WHOLE_DEVICE - taken.get(device.id, 0)) for device in devices
+            Device(id=device.id, kind=device.kind, free=_free(device, taken.get(device.id, 0))) for device in devices
         ),
         cpu_millicores=row.millicores,
         # A node that was registered anew with less than its jobs hold has nothing left.
@@ -165,6 +165,11 @@ def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: S
         container_fault="" if row.container_runtime else row.container_fault or UNSAID,
         busy_s=max((_remaining_s(member, now) for member in work), default=0.0),
     )
+
+
+def _free(device: Record, taken: int) -> int:
+    """Thousandths of the device that a new job may have; none while it is unfit, though it will be again."""
+    return 0 if device.unfit_reason is not None else WHOLE_DEVICE - taken
 
 
 def _remaining_s(member: Record, now: datetime) -> float:

@@ -78,8 +78,13 @@ def add_member(
 
 
 def offered_devices(tx: Connection, node_id: str, device_ids: Sequence[str]) -> int:
-    """How many of these devices the node offers now."""
-    query = select(func.count()).where(devices.c.id.in_(device_ids), devices.c.node_id == node_id, devices.c.present)
+    """How many of these devices the node offers now, fit for work."""
+    query = select(func.count()).where(
+        devices.c.id.in_(device_ids),
+        devices.c.node_id == node_id,
+        devices.c.present,
+        devices.c.unfit_reason.is_(None),
+    )
     return tx.execute(query).scalar_one()
 
 
@@ -175,10 +180,21 @@ def devices_of_members(tx: Connection, node_id: str) -> Sequence[Record]:
 
 
 def held_devices(tx: Connection) -> Sequence[Record]:
-    """Every live hold: columns `device_id`, `span`, `job_id`, `user_id`."""
+    """Every live hold: columns `device_id`, `span`, `attempt_id`, `job_id`, `user_id`, `state` of the member."""
     query = (
-        select(allocations.c.device_id, allocations.c.span, attempts.c.job_id, jobs.c.user_id)
+        select(
+            allocations.c.device_id,
+            allocations.c.span,
+            allocations.c.attempt_id,
+            attempts.c.job_id,
+            jobs.c.user_id,
+            members.c.state,
+        )
         .join(attempts, allocations.c.attempt_id == attempts.c.id)
+        .join(
+            members,
+            (allocations.c.attempt_id == members.c.attempt_id) & (allocations.c.member == members.c.member),
+        )
         .join(jobs, attempts.c.job_id == jobs.c.id)
         .where(allocations.c.released_at.is_(None))
     )

@@ -1,6 +1,6 @@
 """Nodes, their devices, and when they were on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, exists, func, insert, select, update
@@ -78,11 +78,22 @@ def offer_devices(tx: Connection, node_id: str, offered: Sequence[dict[str, obje
     tx.execute(update(devices).where(devices.c.node_id == node_id).values(present=False))
     if offered:
         statement = upsert(devices)
-        columns = ("node_id", "kind", "number", "memory_bytes", "power_limit_w", "present")
+        columns = ("node_id", "kind", "number", "memory_bytes", "power_limit_w", "unfit_reason", "present")
         statement = statement.on_conflict_do_update(
             index_elements=[devices.c.id], set_={column: statement.excluded[column] for column in columns}
         )
         tx.execute(statement, [{**device, "node_id": node_id, "present": True} for device in offered])
+
+
+def set_unfit(tx: Connection, node_id: str, unfit: Mapping[str, str]) -> bool:
+    """Make these, and no others, the node's devices that must not get work. False if they were that before."""
+    ours = update(devices).where(devices.c.node_id == node_id)
+    well = ours.where(devices.c.unfit_reason.is_not(None), devices.c.id.not_in(unfit))
+    changed = tx.execute(well.values(unfit_reason=None)).rowcount
+    for device_id, reason in unfit.items():
+        this = ours.where(devices.c.id == device_id, devices.c.unfit_reason.is_distinct_from(reason))
+        changed += tx.execute(this.values(unfit_reason=reason)).rowcount
+    return changed > 0
 
 
 def list_devices(tx: Connection, node_id: str | None = None) -> Sequence[Record]:

@@ -18,8 +18,8 @@ from protocol.accounts import IdentityView, ServiceView
 from protocol.alarms import AlarmPage, AlarmView
 from protocol.cycles import CyclePage
 from protocol.jobs import EventPage, JobPage, JobSpec, JobView, MetricPage, ProgressView, Reason, Recipe, VerdictView
-from protocol.nodes import NodePage
-from protocol.states import FINAL_JOB_STATES, JobState, Role
+from protocol.nodes import DeviceView, NodePage
+from protocol.states import FINAL_JOB_STATES, DeviceCondition, JobState, Role
 from protocol.version import PROTOCOL_VERSION
 from tests.ergon.builders import NOON, a_cycle, a_job, a_node, a_piece, a_point, a_report, an_event
 from tests.ergon.http_service import HttpService, http_service
@@ -347,6 +347,16 @@ def test_nodes_shows_what_is_held(service: HttpService, capsys: Captured) -> Non
     head, row = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["NODE", "STATE", "DEVICES", "HELD"]
     assert row.split()[:8] == ["node-1", "ready", "2xcpu", "1/2", "2", "8.0GiB", "-", "40"]
+
+
+def test_nodes_says_which_devices_are_out_of_use_and_why(service: HttpService, capsys: Captured) -> None:
+    hot = DeviceView(id="cpu-9", kind="cpu", index=9, memory_bytes=0, condition=DeviceCondition.UNFIT, reason="too hot")
+    node = a_node()
+    service.answer("GET /v1/nodes", NodePage(items=[node.model_copy(update={"devices": [*node.devices, hot]})]))
+    assert main(["nodes"]) == 0
+    out, err = capsys.readouterr()
+    assert "ready, 1 unfit" in out
+    assert err == "node-1: cpu 9 (cpu-9) is unfit: too hot\n"
 
 
 def test_report_shows_nodes_users_energy_and_the_gap(service: HttpService, capsys: Captured) -> None:

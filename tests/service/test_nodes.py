@@ -7,6 +7,7 @@ from fastapi.testclient import TestClient
 
 from protocol.states import AttemptState, EndReason
 from protocol.version import PROTOCOL_VERSION
+from service.cycle.commit import Overtaken
 from tests.service.cluster import Cluster, member_report, node_report
 from tests.service.conftest import bearer
 
@@ -70,6 +71,59 @@ def test_who_holds_a_device_is_shown_without_other_peoples_jobs(
     for headers, holder in ((None, job), (as_bob, "(another user)"), (as_root, job)):
         devices = client.get("/v1/nodes/n1", headers=headers).json()["devices"]
         assert [device["job"] for device in devices] == [holder, None]
+
+
+def conditions(client: TestClient) -> list[tuple[str, str | None]]:
+    return [(device["condition"], device["reason"]) for device in client.get("/v1/nodes/n1").json()["devices"]]
+
+
+def test_an_unfit_device_gets_no_new_work_and_comes_back(client: TestClient, cluster: Cluster) -> None:
+    cluster.join("n1")
+    running = cluster.submit()
+    attempt = cluster.place(running, "n1")
+    cluster.tell("n1", attempt, AttemptState.RUNNING)
+    waiting = cluster.submit()
+    problem, seen = cluster.problem()
+    cluster.sync("n1", unfit={"cpu:n1:0": "too hot", "cpu:n1:1": "too hot"})
+    assert conditions(client) == [("unfit", "too hot"), ("unfit", "too hot")]
+    assert cluster.job(running).state == "running", "what runs is left alone"
+    assert cluster.held_devices() == {"cpu:n1:0", "cpu:n1:1"}
+    with pytest.raises(Overtaken, match="does not offer all devices any more"):
+        cluster.commit_on(waiting, problem, seen, "n1")
+    cluster.sync("n1")
+    assert conditions(client) == [("unfit", "too hot"), ("unfit", "too hot")], "nothing said, nothing changed"
+    cluster.sync("n1", unfit={"cpu:n1:0": "still hot"})
+    assert conditions(client) == [("unfit", "still hot"), ("ok", None)]
+    cluster.place(waiting, "n1")
+    cluster.join("n1")
+    assert conditions(client) == [("ok", None), ("ok", None)], "a new agent says it anew"
+
+
+def test_an_agent_cannot_take_out_what_it_does_not_offer(client: TestClient, cluster: Cluster) -> None:
+    cluster.join("n1")
+    cluster.join("n2")
+    cluster.sync("n2", unfit={"cpu:n1:0": "mine is better", "cpu:n9:0": "unknown"})
+    assert conditions(client) == [("ok", None), ("ok", None)]
+
+
+def test_a_device_with_a_process_that_does_not_die_is_quarantined_until_it_has(
+    client: TestClient, cluster: Cluster
+) -> None:
+    cluster.join("n1")
+    cluster.join("n2")
+    job = cluster.submit()
+    attempt = cluster.place(job, "n1")
+    cluster.tell("n1", attempt, AttemptState.RUNNING)
+    lost = {"reason": EndReason.FENCED, "message": "process 7 does not die (state D)"}
+    cluster.tell("n1", attempt, AttemptState.ENDED, **lost)
+    assert cluster.job(job).state == "queued"
+    assert [condition for condition, _reason in conditions(client)] == ["quarantined", "ok"]
+    assert "process" in str(conditions(client)[0][1])
+    cluster.place(job, "n2")
+    assert cluster.held_devices() == {"cpu:n1:0", "cpu:n2:0"}
+    cluster.tell("n1", attempt, AttemptState.ENDED, clean=True, **lost)
+    assert conditions(client) == [("ok", None), ("ok", None)]
+    assert cluster.held_devices() == {"cpu:n2:0"}
 
 
 def test_pages_of_nodes_add_up(client: TestClient, cluster: Cluster) -> None:
@@ -161,7 +215,8 @@ def test_the_numbers_for_monitoring_add_up(client: TestClient, cluster: Cluster)
         samples = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in samples if not name.startswith("ergon_alarms")}
 
-    assert gauges() == {'ergon_devices{use="allocated"}': 0.0, 'ergon_devices{use="idle"}': 0.0}
+    uses = ("allocated", "unfit", "idle")
+    assert gauges() == {f'ergon_devices{{use="{use}"}}': 0.0 for use in uses}
     cluster.join("n1", slots=3)
     cluster.join("n2", slots=1)
     cluster.lose("n2")
@@ -169,12 +224,16 @@ def test_the_numbers_for_monitoring_add_up(client: TestClient, cluster: Cluster)
     cluster.submit()
     cluster.end("n1", cluster.place(done, "n1"), EndReason.FAILED, 1)
     cluster.place(running, "n1")
+    cluster.join("n3", slots=1)
+    cluster.sync("n3", unfit={"cpu:n3:0": "too hot"})
+    cluster.lose("n3")
     assert gauges() == {
         'ergon_jobs{state="failed"}': 1.0,
         'ergon_jobs{state="starting"}': 1.0,
         'ergon_jobs{state="queued"}': 1.0,
         'ergon_nodes{state="ready"}': 1.0,
-        'ergon_nodes{state="lost"}': 1.0,
+        'ergon_nodes{state="lost"}': 2.0,
         'ergon_devices{use="allocated"}': 2.0,
+        'ergon_devices{use="unfit"}': 1.0,
         'ergon_devices{use="idle"}': 2.0,
     }

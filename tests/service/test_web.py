@@ -66,6 +66,12 @@ def test_nodes_that_take_no_new_work_say_so(sign_in: SignIn, cluster: Cluster) -
     ]
 
 
+def test_devices_out_of_use_say_why(sign_in: SignIn, cluster: Cluster) -> None:
+    cluster.join("n1")
+    cluster.sync("n1", unfit={"cpu:n1:1": "<b>too hot</b>"})
+    assert "unfit cpu 1: <b>too hot</b>" in text(sign_in("alice").get("/"))
+
+
 def test_a_job_shows_the_priority_in_force_and_why_it_is_held(sign_in: SignIn, cluster: Cluster) -> None:
     first = cluster.submit("alice", priority=1)
     job = cluster.submit("alice", priority=2, after=[{"job": first, "on": "end"}], max_retries=3)

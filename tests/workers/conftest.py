@@ -23,14 +23,24 @@ def service():
 class AgentProcess:
     """An agent of node n1. Its log is in `log`, its state in `state`."""
 
-    def __init__(self, service, root, number, *options, state=None, name="n1", token=None):
+    def __init__(self, service, root, number, *options, state=None, name="n1", token=None, patch=None):
+        """`patch` is code that is run before the agent, to hurt it at a chosen place."""
         self.state = state or root / "state"
         self.state.mkdir(exist_ok=True)
         self.groups = groups_of(self.state)
         token_file = root / f"token-{number}"
         token_file.write_text(f"{token or service.token}\n")
         self.log = root / f"agent-{number}.log"
-        command = [sys.executable, "-P", "-m", "workers", "--server", service.address, "--name", name]
+        patched = ["-c", f"import sys\n{patch}\nfrom workers.__main__ import main\nsys.exit(main(sys.argv[1:]))"]
+        command = [
+            sys.executable,
+            "-P",
+            *(patched if patch else ["-m", "workers"]),
+            "--server",
+            service.address,
+            "--name",
+            name,
+        ]
         command += ["--token-file", str(token_file), "--state-dir", str(self.state), "--cpu-slots", "2"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ERGON_")}
         with self.log.open("w") as log:

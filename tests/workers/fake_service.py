@@ -33,6 +33,7 @@ class FakeService:
         self.numbered = []  # number and length of every sample that came, again those that came again
         self.numbers_reports = True
         self.seq = 0
+        self.unfit = {}
         self.registrations = []
         self.bodies = []
         self.syncs = 0
@@ -181,6 +182,7 @@ class FakeService:
         for number, sample in enumerate(request.samples, start=request.first_sample or 0):
             self.numbered.append((number, sample.seconds))
         self.samples += request.samples
+        self.unfit = self.unfit if request.unfit is None else request.unfit
         for chunk in request.chunks:
             stream = self.streams[chunk.attempt, chunk.rank, chunk.stream]
             if chunk.offset == len(stream):

@@ -1,17 +1,20 @@
 """Real agents, supervisors and ranks against a service on a socket, through crashes, lost answers and silence."""
 
+import contextlib
 import itertools
 import json
 import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from protocol.states import AttemptState, EndReason
 from tests.workers import builders
 from tests.workers.fake_service import problem
+from workers.cgroups import Group, own_group
 from workers.inventory import boot_id
 
 pytestmark = pytest.mark.system
@@ -21,11 +24,36 @@ RUNNING = AttemptState.RUNNING
 # The ranks of an attempt are known by its id on the whole machine, and tests may run side by side there.
 A1, A2, A3 = (f"a{number}-{os.getpid()}" for number in (1, 2, 3))
 
-in_groups = pytest.mark.skipif(os.geteuid() != 0, reason="control groups are root's here")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="control groups are root's here")
 
 
 def assignment(attempt=A1, **changes):
     return builders.assignment(attempt, **changes)
+
+
+LESS_PATIENCE = (
+    "from workers import runs\n"
+    "less = 'supervisor.UNCLEAN_AFTER_S = supervisor.LATER_ROUND_S = 0.2; supervisor.main('\n"
+    "runs.SUPERVISOR = runs.SUPERVISOR.replace('supervisor.main(', less)"
+)
+
+
+@contextlib.contextmanager
+def frozen(pid):
+    """The process stands still, whatever it is sent, and goes on afterwards."""
+    group = Group(f"{own_group(unified=False)}/ergon-frozen-{pid}")
+    group.make()
+    try:
+        Path(group.path, "cgroup.procs").write_text(str(pid))
+        Path(group.path, "freezer.state").write_text("FROZEN")
+        while Path(group.path, "freezer.state").read_text() != "FROZEN\n":
+            os.sched_yield()
+        yield
+    finally:
+        Path(group.path, "freezer.state").write_text("THAWED")
+        while not group.is_empty():
+            os.sched_yield()
+        group.remove()
 
 
 def starts(tmp_path):
@@ -194,7 +222,7 @@ def test_agent_and_supervisor_killed_together_leave_nothing_and_start_nothing(se
     assert starts(tmp_path) == ["start"]
 
 
-@in_groups
+@as_root
 def test_what_has_left_its_session_and_environment_outlives_neither_of_them(service, agent, gate):
     hold = gate()
     script = hold.script()
@@ -210,7 +238,7 @@ def test_what_has_left_its_session_and_environment_outlives_neither_of_them(serv
     assert (report.reason, report.clean) == (EndReason.UNKNOWN_START, True)
 
 
-@in_groups
+@as_root
 def test_what_no_record_tells_of_is_killed_when_the_agent_starts(service, agent, gate):
     """A state folder that lost an attempt, and a service that does not list it either."""
     hold = gate()
@@ -301,6 +329,39 @@ def test_silence_of_the_ranks_is_told_while_it_lasts(service, agent, gate, silen
     assert (report.reason, report.clean) == (EndReason.CANCELLED, True)
     assert ("nothing was written for 0.3 s" in (report.message or "")) == silent
     assert ("[ergon] process" in service.text(A1, stream="stderr")) == silent
+
+
+# -- devices out of use
+
+
+def test_a_health_check_takes_devices_out_and_gives_them_back(service, agent, tmp_path):
+    check = tmp_path / "check"
+    check.write_text(f"#!/bin/sh\n[ ! -e {tmp_path}/hot ] || {{ echo too hot; exit 1; }}\n")
+    check.chmod(0o755)
+    (tmp_path / "hot").touch()
+    service.set(drop_answers=2)
+    agent("--health-check", str(check), "--health-every", "0.1").wait_ready()
+    service.wait(lambda: len(service.unfit) == 2)
+    assert set(service.unfit.values()) == {"too hot"}
+    (tmp_path / "hot").unlink()
+    service.wait(lambda: not service.unfit)
+
+
+@as_root
+def test_a_process_that_does_not_die_is_told_and_its_end_too(service, agent, gate):
+    """The freezer of v1 holds a process so that even SIGKILL waits: what a driver that hangs does."""
+    hold = gate()
+    service.grant(assignment(command=hold.script(), stop_grace_s=0.1))
+    agent(patch=LESS_PATIENCE).wait_ready()
+    pid = hold.wait_up()
+    service.wait_state(A1, RUNNING)
+    with frozen(pid):
+        service.ask_stop(A1)
+        report = service.wait_state(A1, AttemptState.ENDED)
+        assert (report.clean, report.reason) == (False, EndReason.CANCELLED)
+        assert f"process {pid} does not die" in report.message
+        assert A1 in service.assignments
+    assert service.wait_forgotten(A1).clean
 
 
 # -- lost answers and silence

@@ -23,6 +23,8 @@ def arguments(tmp_path):
         (["--cpu-slots", "0"], "offer nothing"),
         (["--memory", "-1"], "--memory"),
         (["--disk-per-job", "0"], "--disk-per-job"),
+        (["--health-check", "/etc/passwd"], "--health-check"),
+        (["--health-every", "0"], "--health-every"),
         (["--label", "rack"], "KEY=VALUE"),
         (["--server", "localhost"], "--server"),
         (["--name", "a b"], "--name"),
