@@ -42,6 +42,9 @@ MOST_NAMED = 5
 READ_BYTES = 65_536
 RUNTIME_CODES = (125, 126, 127)
 """With these podman and docker end when they could not start what they were told to."""
+KEPT_FREE_BYTES = 64 * 1024 * 1024
+"""Output leaves so much of the disk free, or an eighth of a small one: records of ours must find room, or the agent
+loses its lease and the job with it."""
 
 
 def now_s() -> float:
@@ -60,7 +63,7 @@ class Ending:
 
 
 class Stream:
-    """Moves the output of one rank from a pipe to a file. Past `cap` bytes or on a full disk it only counts."""
+    """Moves the output of one rank from a pipe to a file. Past `cap` bytes or on an almost full disk it only counts."""
 
     def __init__(self, pipe: int, path: str, cap: int) -> None:
         self.pipe = pipe
@@ -79,6 +82,8 @@ class Stream:
         """
         data = os.read(self.pipe, READ_BYTES)
         kept = 0 if self.dropped else min(len(data), self.room)
+        if kept > (room := room_on_disk(self.file)):
+            kept, self.fault = room, "the disk of the node is almost full"
         if kept:
             kept = self._write(data[:kept])
         self.room -= kept
@@ -104,6 +109,13 @@ class Stream:
         except OSError as error:
             self.fault = os.strerror(error.errno or 0)
         return written
+
+
+def room_on_disk(file: int) -> int:
+    """Bytes that output may still take where the open file lies."""
+    disk = os.fstatvfs(file)
+    kept_free = min(KEPT_FREE_BYTES, disk.f_blocks * disk.f_frsize // 8)
+    return max(0, disk.f_bavail * disk.f_frsize - kept_free)
 
 
 class StartError(Exception):
@@ -187,7 +199,7 @@ class Supervisor:
         if not clean:
             left = procfs.descendants(os.getpid(), procfs.read_processes())
             words = [f"process {process.pid} does not die (state {process.state})" for process in left]
-            self.ending.message = "; ".join([self.ending.message or self.ending.reason, *words[:MOST_NAMED]])
+            self.ending.message = "; ".join(part for part in (self.ending.message, *words[:MOST_NAMED]) if part)
         self._close_streams()
         self._write_exit(clean=clean)
         if not clean:
