@@ -27,6 +27,8 @@ SERVICE_VARIABLES = {
     "ERGON_TICK_S": "Longest time between two planning cycles while jobs wait, in s.",
     "ERGON_STOP_GRACE_S": "From the polite signal to the final one when a job is stopped, in s.",
     "ERGON_MAX_ATTEMPTS": "Attempts a job gets in all when nodes are lost under it.",
+    "ERGON_KEEP_OUTPUT_DAYS": "Days that logs, metrics and outputs of ended jobs are kept; samples and cycles too.",
+    "ERGON_KEEP_RECORDS_DAYS": "Days that ended jobs are kept, and what reports are made of.",
     "ERGON_STORE_URL": "Where code and outputs are kept: any fsspec URL; `store` in the data folder by default.",
     "ERGON_POSTGRES_USER": "System user that runs the embedded PostgreSQL when Ergon is started by root.",
 }

@@ -304,6 +304,9 @@ class JobView(View):
     submitted_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    output_deleted: bool = Field(
+        default=False, description="Its logs, metrics and outputs were kept for as long as the service keeps them."
+    )
     verdict: VerdictView | None = None
     progress: ProgressView | None = None
     attempts: list[AttemptView] = []

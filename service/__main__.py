@@ -17,7 +17,8 @@ from sqlalchemy.exc import OperationalError
 
 from protocol.base import Name
 from protocol.states import Role
-from service import auth, migrate
+from service import auth, migrate, retention
+from service.blobs import open_blobs
 from service.db import Listener, connect
 from service.ids import new_id
 from service.postgres import EmbeddedPostgres, PostgresError, url_of
@@ -112,7 +113,14 @@ def _cycle(settings: Settings, _: argparse.Namespace) -> int:
     listener = Listener(url, lambda payload: wake.set() if payload in {"", "cycle"} else None)
     listener.start()
     _ready("cycle")
-    run(cycle, solver, wake, stopped)
+    blobs = open_blobs(settings)
+    run(
+        cycle,
+        solver,
+        wake,
+        stopped,
+        sweep=lambda: retention.sweep(engine, settings, blobs, now=datetime.now(UTC)),
+    )
     listener.stop()
     engine.dispose()
     return 0

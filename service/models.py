@@ -200,6 +200,8 @@ jobs = Table(
     Column("faults", Integer, nullable=False),
     # The next attempt starts at this time or later.
     _time("not_before", nullable=True),
+    # Output, metrics and stored output of an old job are gone.
+    Column("trimmed", Boolean, nullable=False, server_default="false"),
     Column("verdict", JSONB(none_as_null=True), nullable=True),
     Column("progress", JSONB(none_as_null=True), nullable=True),
     _time("submitted_at"),
@@ -209,6 +211,7 @@ jobs = Table(
         "state IN ('queued', 'held', 'starting', 'running', 'succeeded', 'failed', 'cancelled')", name="state"
     ),
     Index("jobs_user_id_seq_idx", "user_id", "seq"),
+    Index("jobs_ended_at_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     Index("jobs_queued_idx", "priority", "seq", postgresql_where=text("state = 'queued'")),
     Index("jobs_array_key", "array_id", "array_index", unique=True, postgresql_where=text("array_id IS NOT NULL")),
     Index(

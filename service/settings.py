@@ -45,6 +45,8 @@ class Settings(BaseModel):
     tick_s: float = Field(default=10.0, ge=0.1, le=3_600.0)
     stop_grace_s: float = Field(default=10.0, ge=0.0, le=3_600.0)
     max_attempts: int = Field(default=5, ge=1, le=1_000)
+    keep_output_days: float = Field(default=30.0, gt=0.0, le=36_500.0)
+    keep_records_days: float = Field(default=400.0, gt=0.0, le=36_500.0)
     store_url: str | None = None
     postgres_user: str | None = None
 
@@ -59,6 +61,12 @@ class Settings(BaseModel):
     def _certificate_and_key(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("set both ERGON_TLS_CERT and ERGON_TLS_KEY, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _records_outlive_output(self) -> Self:
+        if self.keep_records_days < self.keep_output_days:
+            raise ValueError("ERGON_KEEP_RECORDS_DAYS must not be less than ERGON_KEEP_OUTPUT_DAYS")
         return self
 
     @classmethod

@@ -46,6 +46,7 @@ def job(
         submitted_at=row.submitted_at,
         started_at=row.started_at,
         ended_at=row.ended_at,
+        output_deleted=row.trimmed,
         verdict=VerdictView.model_validate(row.verdict) if row.verdict else None,
         progress=ProgressView.model_validate(row.progress) if row.progress else None,
         attempts=[_attempt(attempt, members) for attempt in attempts],

@@ -220,8 +220,10 @@ def logs(
         if as_json:
             write_json_lines(pieces)
         else:
-            spec = client.job(job_id).spec
-            print_logs(pieces, prefix=rank is None and spec.nodes * spec.ranks > 1)
+            job = client.job(job_id)
+            if job.output_deleted:
+                note(f"what {job_id} wrote was kept as long as the service keeps it, and is deleted")
+            print_logs(pieces, prefix=rank is None and job.spec.nodes * job.spec.ranks > 1)
 
 
 def print_logs(pieces: Iterable[LogView], *, prefix: bool) -> None:

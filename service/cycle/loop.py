@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 HOUSEKEEPING_S = RENEW_S / 2
 """How often the leader renews its term and looks for silent nodes."""
 
+SWEEP_EVERY_S = 600.0
+"""How often the leader looks for what is too old."""
+
 NAMED = 10
 """Nodes that an alarm names."""
 
@@ -94,6 +97,11 @@ class Cycle:
         if woken or self._clock_s() - self._planned_at >= self._settings.tick_s:
             self._planned_at = self._clock_s()
             self._plan(self._term)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process planned last, as far as it knows."""
+        return self._term is not None
 
     def keep_leading(self) -> None:
         """Renew the lead, if it is ours, in the middle of a step. For another thread than the one that steps."""
@@ -259,8 +267,20 @@ class Cycle:
             job_store.set_verdicts(tx, said)
 
 
-def run(cycle: Cycle, solver: SolverProcess, wake: threading.Event, stopped: threading.Event) -> None:
-    """Step whenever woken, and at least often enough to renew the lead, until stopped."""
+def run(
+    cycle: Cycle,
+    solver: SolverProcess,
+    wake: threading.Event,
+    stopped: threading.Event,
+    *,
+    sweep: Callable[[], bool],
+) -> None:
+    """Step whenever woken, and at least often enough to renew the lead, until stopped.
+
+    Args:
+        sweep: deletes some of what is too old; True if more is left. Called now and then by whoever leads.
+    """
+    sweep_s = time.monotonic()
     solver.start()
     keeper = threading.Thread(target=_keep_leading, args=(cycle, stopped), name="lead", daemon=True)
     keeper.start()
@@ -270,6 +290,8 @@ def run(cycle: Cycle, solver: SolverProcess, wake: threading.Event, stopped: thr
             wake.clear()
             try:
                 cycle.step(woken=woken)
+                if cycle.leads and time.monotonic() >= sweep_s:
+                    sweep_s = time.monotonic() + (HOUSEKEEPING_S if sweep() else SWEEP_EVERY_S)
             except (OperationalError, PoolTimeout) as error:
                 log.warning("the database does not answer, trying again: %s", error)
                 stopped.wait(0.5)

@@ -116,6 +116,20 @@ class Cluster:
         with self.engine.begin() as tx:
             return {"hold": control.hold, "release": control.release}[verb](tx, self.person(user), job_id, now=self.now)
 
+    def resubmit(self, job_id: str, user: str = "alice") -> str:
+        """Run a job that has ended once more; the id of the new one."""
+        with self.engine.begin() as tx:
+            view, _ = submission.resubmit(
+                tx,
+                self.person(user),
+                job_id,
+                key=None,
+                queues=self.settings.queues,
+                now=self.now,
+                new_id=self.new_id,
+            )
+        return view.id
+
     def cancel_array(self, array_id: str, user: str = "alice") -> ArrayView:
         with self.engine.begin() as tx:
             return control.cancel_array(tx, self.person(user), array_id, now=self.now)
