@@ -94,3 +94,15 @@ def test_an_unknown_recipe_is_refused_before_torch_is_loaded() -> None:
     assert done.returncode == 2
     assert "no recipe is called 'nonsense'" in done.stderr
     assert not any(line.endswith("| torch") for line in map(str.rstrip, done.stderr.splitlines()))
+
+
+def test_what_happens_at_the_interpreters_end_does_not_change_the_exit_code() -> None:
+    script = "import atexit, os, runpy; atexit.register(os.abort); runpy.run_module('training', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, "nonsense"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
