@@ -87,8 +87,9 @@ def _finite(metrics: dict[str, SupportsFloat]) -> dict[str, float]:
         raise ValueError(f"report() got {len(metrics)} metrics; at most {MAX_METRICS} fit, so call it more than once")
     finite: dict[str, float] = {}
     for name, value in metrics.items():
+        detach = getattr(value, "detach", None)  # a loss that still knows its gradient warns when it becomes a float
         try:
-            number = float(value)
+            number = float(detach() if detach else value)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"report({name}={value!r}): a metric must be one number") from error
         if math.isfinite(number):

@@ -22,6 +22,8 @@ READY_S = 60.0
 COMMAND_S = 120.0
 STOP_S = 45.0
 """Longer than the 30 s that the service gives its database."""
+FILE_VARIABLES = ("ERGON_TLS_CERT", "ERGON_TLS_KEY", "ERGON_CA")
+"""They name files."""
 
 
 class LocalClusterError(ErgonError):
@@ -172,8 +174,10 @@ def _environment(settings: LocalSettings, data_dir: Path) -> dict[str, str]:
         for name, value in settings.environment.items()
         if name not in CLIENT_VARIABLES and name not in RANK_VARIABLES
     }
+    # The caller names files from where the caller is; our processes are started elsewhere.
+    files = {name: str(Path(theirs[name]).absolute()) for name in FILE_VARIABLES if theirs.get(name)}
     host = theirs.get("ERGON_HOST") or "127.0.0.1"
-    return theirs | {"ERGON_DATA_DIR": str(data_dir), "ERGON_HOST": host, "ERGON_PORT": str(settings.port)}
+    return theirs | files | {"ERGON_DATA_DIR": str(data_dir), "ERGON_HOST": host, "ERGON_PORT": str(settings.port)}
 
 
 def _prepare(data_dir: Path) -> Path:

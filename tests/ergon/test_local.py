@@ -88,6 +88,14 @@ def test_the_processes_get_our_settings_and_not_the_callers_token(tmp_path: Path
         assert call["environment"] == expected
 
 
+def test_files_are_named_from_where_the_caller_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    start_and_stop(settings(tmp_path / "data", environment=dict(os.environ) | {"ERGON_TLS_CERT": "tls.crt"}))
+    [cert] = {call["environment"]["ERGON_TLS_CERT"] for call in calls(tmp_path / "data")}
+    assert cert == str(tmp_path / "here" / "tls.crt")
+
+
 def test_with_a_database_of_the_users_the_migrations_are_applied_instead(tmp_path: Path) -> None:
     environment = dict(os.environ) | {"ERGON_DATABASE_URL": "postgresql://x"}
     start_and_stop(settings(tmp_path, environment=environment))
