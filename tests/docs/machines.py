@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -78,11 +79,13 @@ def two_machines(folder: Path) -> Iterator[tuple[Machine, Machine]]:
 
 
 def _inside(folder: Path, namespace: str, name: str) -> Machine:
-    """The machine in a namespace; its /var/lib is a folder of its own, so that nothing of this machine's is touched."""
-    home, state = folder / name, folder / f"{name}-var-lib"
-    state.mkdir()
+    """The machine in a namespace: it has an id and a /var/lib of its own, so that nothing of this one's is touched."""
+    home, own = folder / name, folder / f"{name}-own"
+    (own / "lib").mkdir(parents=True)
+    (own / "machine-id").write_text(secrets.token_hex(16) + "\n")
     environment = someone(home, installed=False)
-    private = ("unshare", "--mount", "sh", "-c", f'mount --bind {state} /var/lib && exec "$@"', "sh")
+    mounts = f"mount --bind {own}/lib /var/lib && mount --bind {own}/machine-id /etc/machine-id"
+    private = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
     return Machine(copy_of_the_repository(home / "ergon"), environment, ("ip", "netns", "exec", namespace, *private))
 
 

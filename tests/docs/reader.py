@@ -1,6 +1,7 @@
 """Somebody who follows a page from top to bottom and believes every word of it."""
 
 import contextlib
+import itertools
 import re
 from pathlib import Path
 from types import TracebackType
@@ -17,13 +18,16 @@ _TO_COPY = re.compile(r"(?<!\S)([a-z]+[-_](?:[a-z]+[-_])*)\.\.\.(?!\S)")
 
 
 class Reader:
-    """One terminal is open on each machine; a command that stays keeps its own, and a new one is opened."""
+    """On each machine one terminal is at hand. A command that stays keeps it, and another is taken; after Ctrl-C it is
+    at hand again.
+    """
 
     def __init__(self, scripts: Path, first: Machine, second: Machine | None = None) -> None:
         self._scripts = scripts
         self._machines = [first, second] if second else [first]
         self._terminals = [self._open(machine) for machine in self._machines]
-        self._staying: list[Terminal] = []
+        self._staying: list[list[Terminal]] = [[] for _ in self._machines]
+        self._idle: list[list[Terminal]] = [[] for _ in self._machines]
         self._printed = ""
 
     def __enter__(self) -> Self:
@@ -34,8 +38,8 @@ class Reader:
     ) -> None:
         """Ctrl-C for whatever stays, the latest first."""
         with contextlib.ExitStack() as stack:
-            for terminal in [*self._terminals, *self._staying]:
-                stack.callback(terminal.interrupt)
+            for terminal in itertools.chain(self._terminals, *self._idle, *self._staying):
+                stack.callback(terminal.close)
 
     def follow(self, page: Path) -> None:
         """Do everything that the page says. Raises AssertionError with the place where it is not true."""
@@ -46,7 +50,10 @@ class Reader:
     def _do(self, block: Block) -> None:
         number = int(SECOND_MACHINE in block.notes)
         if CTRL_C in block.notes:
-            self._staying.pop().interrupt()
+            terminal = self._staying[number].pop()
+            terminal.interrupt()
+            self._idle[number].append(self._terminals[number])
+            self._terminals[number] = terminal
         if block.files_of:
             for file in blocks(block.files_of):
                 self._write(file, number)
@@ -83,8 +90,9 @@ class Reader:
         assert command.shown, f"{block}: a command that stays shows what it prints when it is ready"
         shown = command.shown
         terminal = self._terminals[number]
-        self._staying.append(terminal)
-        self._terminals[number] = self._open(self._machines[number])
+        self._staying[number].append(terminal)
+        idle = self._idle[number]
+        self._terminals[number] = idle.pop() if idle else self._open(self._machines[number])
         terminal.start(self._filled(block, command.text), self._script(block), lambda printed: matches(shown, printed))
 
     def _filled(self, block: Block, text: str) -> str:

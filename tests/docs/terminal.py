@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-LONGEST_S = 120.0
-"""No command of the documentation takes longer, on a busy machine either."""
+LONGEST_S = 300.0
+"""No command of the documentation takes longer, on a very busy machine either."""
 STOP_S = 60.0
 
 
@@ -30,6 +30,7 @@ class Terminal:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self._send("trap : INT\n")  # Ctrl-C ends what runs in the shell, and not the shell
 
     def run(self, text: str, script: Path) -> tuple[int, str]:
         """Run `text`, by way of the file `script`; the exit code of the first command of it that fails, and what was
@@ -56,7 +57,12 @@ class Terminal:
             raise RuntimeError(f"it should have stayed, and ended with:\n{printed}")
 
     def interrupt(self) -> None:
-        """Ctrl-C, and close the terminal. Raises subprocess.TimeoutExpired if something does not end."""
+        """Ctrl-C; return when the command that stayed has ended. Raises TimeoutError if it does not."""
+        os.killpg(self._process.pid, signal.SIGINT)
+        self._read(lambda printed: f"\n{self._mark} " in printed and printed.endswith("\n"))
+
+    def close(self) -> None:
+        """End whatever runs. Raises subprocess.TimeoutExpired if it does not end when asked to."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGINT)
         try:
@@ -67,13 +73,16 @@ class Terminal:
             self._process.wait()
 
     def _type(self, text: str, script: Path) -> None:
-        assert self._process.stdin is not None
         script.write_text(text)
         # The last status is put back first, for pages that show `echo $?`; the trap notes it as well if it is not 0.
-        self._process.stdin.write(
+        self._send(
             f"failed=; trap 'failed=\"$failed $?\"' ERR; (exit {self._status}); . {script} </dev/null; "
-            f"status=$?; trap - ERR; printf '\\n%s %s %s\\n' {self._mark} $status \"$failed\"\n".encode()
+            f"status=$?; trap - ERR; printf '\\n%s %s %s\\n' {self._mark} $status \"$failed\"\n"
         )
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode())
         self._process.stdin.flush()
 
     def _read(self, enough: Callable[[str], bool]) -> str:

@@ -1,6 +1,5 @@
 """Every page of the documentation, followed by somebody who types what it says, with the real command and cluster."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,8 @@ OF_TWO_MACHINES = [ROOT / "docs" / "tutorial.md", ROOT / "docs" / "second-machin
 OF_A_RUNNING_CLUSTER = [page for page in PAGES if page not in OF_ONE_MACHINE + OF_TWO_MACHINES]
 """All others find a cluster that runs, `ergon` on the path and an administrator's credentials."""
 
+READY = "Ctrl-C stops everything"
+
 
 def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
@@ -41,17 +42,13 @@ def running() -> Iterator[dict[str, str]]:
     """The environment of the person who has started a cluster."""
     with tempfile.TemporaryDirectory(prefix="ergon-docs-") as name:
         Path(name).chmod(0o711)
-        environment = someone(
-            Path(name) / "home", installed=True, ERGON_DATA_DIR=f"{name}/data", ERGON_PORT="0"
-        )
+        environment = someone(Path(name) / "home", installed=True, ERGON_DATA_DIR=f"{name}/data", ERGON_PORT="0")
         terminal = Terminal(Path(name), environment)
         try:
-            terminal.start(
-                "ergon up --slots-per-agent 2\n", Path(name) / "up", lambda printed: "Ctrl-C stops everything" in printed
-            )
+            terminal.start("ergon up --slots-per-agent 2\n", Path(name) / "up", lambda printed: READY in printed)
             yield environment
         finally:
-            terminal.interrupt()
+            terminal.close()
 
 
 @pytest.mark.parametrize("page", OF_A_RUNNING_CLUSTER, ids=name_of)

@@ -60,7 +60,8 @@ def test_every_line_is_one_the_service_reads_with_what_was_reported(
 
 def test_numbers_of_numpy_and_torch_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERGON_PROGRESS", str(tmp_path / "progress"))
-    runtime.report(step=numpy.int64(3), epoch=torch.tensor(2), loss=torch.tensor(0.5, requires_grad=True), accuracy=numpy.float32(0.25))
+    loss = torch.tensor(0.5, requires_grad=True)
+    runtime.report(step=numpy.int64(3), epoch=torch.tensor(2), loss=loss, accuracy=numpy.float32(0.25))
     line = ProgressLine.model_validate_json((tmp_path / "progress").read_bytes())
     assert line == ProgressLine(step=3, epoch=2, metrics={"loss": 0.5, "accuracy": 0.25})
 
