@@ -45,12 +45,16 @@ def someone(home: Path, *, installed: bool, **environment: str) -> dict[str, str
 
 
 def copy_of_the_repository(folder: Path) -> Path:
-    """A folder that looks like the repository after `make setup`, and that can be written to."""
+    """A folder that looks like the repository after `make setup`, and that can be written to.
+
+    Raises RuntimeError if `make setup` has yet to be run: in the copy it would install the copy into our environment.
+    """
+    if subprocess.run(["make", "-C", ROOT, "-q", ".venv/.installed"], capture_output=True, check=False).returncode:
+        raise RuntimeError("the environment is not that of pyproject.toml; run `make setup` first")
     folder.mkdir()
     for path in ROOT.iterdir():
-        if path.name not in (".venv", ".git"):
+        if path.name != ".git":
             (folder / path.name).symlink_to(path)
-    (folder / ".venv").symlink_to(sys.prefix)
     return folder
 
 
