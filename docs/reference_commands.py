@@ -37,7 +37,7 @@ def _page(path: str, command: Any) -> str:
     lines = [
         f"## {path}\n",
         _said(command.help),
-        "```",
+        "```text",
         " ".join([path, *command.collect_usage_pieces(context)]),
         "```",
         "",
