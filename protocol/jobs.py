@@ -299,7 +299,7 @@ class JobView(View):
     not_before: datetime | None = Field(default=None, description="The next attempt starts at this time or later.")
     reason: str | None = Field(default=None, description="Why it ended, in a sentence; absent while it has not.")
     exit_code: int | None = None
-    epoch: int = Field(description="The number of attempts so far.")
+    epoch: int = Field(description="The number of the latest attempt, 0 before the first.")
     cancel_requested: bool = False
     submitted_at: datetime
     started_at: datetime | None = None

@@ -1,4 +1,4 @@
-"""The processes of the service: `python -P -m service database | migrate | api | cycle | token`."""
+"""The processes of the service, and its commands: `python -P -m service database | migrate | api | cycle | ...`."""
 
 import argparse
 import json
@@ -11,13 +11,18 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
+import psycopg
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import OperationalError
 
+from archives.limits import show_bytes
 from protocol.base import Name
 from protocol.states import Role
 from service import auth, migrate, retention
+from service.backups.make import BackupFailed, make
+from service.backups.restore import check_complete, restore
 from service.blobs import open_blobs
 from service.db import Listener, connect
 from service.ids import new_id
@@ -44,6 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
     node = token.add_parser("node", help="a token with which an agent may be the node of this name")
     node.add_argument("name")
     node.set_defaults(kind="node")
+    backup = commands.add_parser("backup", help="write the database and the store to one file; the service goes on")
+    restore = commands.add_parser("restore", help="bring a backup back, into an empty database; the service is stopped")
+    for command in (backup, restore):
+        command.add_argument("file", type=Path)
+        command.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -53,9 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (SettingsError, PostgresError, Refusal, ValueError) as error:
         print(f"service: {error}", file=sys.stderr)
         return 2
-    except OperationalError as error:
-        print(f"service: the database does not answer: {str(error.orig).strip()}", file=sys.stderr)
+    except BackupFailed as error:
+        print(f"service: {error}", file=sys.stderr)
+        return 1
+    except (OperationalError, psycopg.OperationalError) as error:
+        reason = error.orig if isinstance(error, OperationalError) else error
+        print(f"service: the database does not answer: {str(reason).strip()}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("service: interrupted", file=sys.stderr)
+        return 130
 
 
 def _database(settings: Settings, _: argparse.Namespace) -> int:
@@ -63,6 +80,7 @@ def _database(settings: Settings, _: argparse.Namespace) -> int:
         raise SettingsError("ERGON_DATABASE_URL names a database: there is no embedded one to run; use `migrate`")
     stopped = _stop_on_signals()
     with EmbeddedPostgres(settings.data_dir, system_user=settings.postgres_user) as server:
+        check_complete(server.url)
         migrate.upgrade(server.url)
         _ready("database")
         while not stopped.is_set():
@@ -73,6 +91,7 @@ def _database(settings: Settings, _: argparse.Namespace) -> int:
 
 
 def _migrate(settings: Settings, _: argparse.Namespace) -> int:
+    check_complete(_url(settings))
     migrate.upgrade(_url(settings))
     _ready("migrate")
     return 0
@@ -142,12 +161,36 @@ def _token(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
+def _backup(settings: Settings, options: argparse.Namespace) -> int:
+    _end_on_sigterm()
+    made = make(settings, options.file, now=datetime.now(UTC))
+    if options.json:
+        print(json.dumps({"file": str(options.file), "bytes": made.size, "schema": made.schema, "blobs": made.blobs}))
+    else:
+        print(f"{options.file}: {show_bytes(made.size)}; the database (schema {made.schema}) and {made.blobs} blobs")
+    return 0
+
+
+def _restore(settings: Settings, options: argparse.Namespace) -> int:
+    _end_on_sigterm()
+    done = restore(settings, options.file, clock=lambda: datetime.now(UTC))
+    if options.json:
+        times = {"made_at": done.made_at.isoformat(), "not_before": done.not_before.isoformat()}
+        print(json.dumps({"file": str(options.file), "blobs": done.blobs, **times}))
+    else:
+        print(f"restored what {options.file} held at {done.made_at:%Y-%m-%d %H:%M:%S} UTC, {done.blobs} blobs among it")
+        print(f"start the service now; jobs start from {done.not_before:%H:%M:%S} UTC on")
+    return 0
+
+
 _COMMANDS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
     "database": _database,
     "migrate": _migrate,
     "api": _api,
     "cycle": _cycle,
     "token": _token,
+    "backup": _backup,
+    "restore": _restore,
 }
 
 
@@ -157,6 +200,7 @@ def _url(settings: Settings) -> str:
 
 def _checked_url(settings: Settings) -> str:
     url = _url(settings)
+    check_complete(url)
     if not migrate.is_current(url):
         raise SettingsError("the database is not at this version's schema; run `python -P -m service migrate` first")
     return url
@@ -169,6 +213,11 @@ def _family(host: str) -> socket.AddressFamily:
 def _ready(process: str, **facts: str) -> None:
     """Tell whoever started us. The one line on standard output; everything else goes to standard error."""
     print(json.dumps({"ready": process, **facts}), flush=True)
+
+
+def _end_on_sigterm() -> None:
+    """Unwind the stack as Ctrl-C does, so that nothing half done stays."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _stop_on_signals() -> threading.Event:

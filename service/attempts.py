@@ -180,11 +180,14 @@ def _job_after_attempt(
 
 
 def _requeue(tx: Connection, job: Record, reason: EndReason, sentence: str, *, now: datetime) -> None:
-    """Back into the queue; after a loss or a fault not before a pause, so that a broken node or job makes no storm."""
+    """Back into the queue; after a loss or a fault not before a pause, so that a broken node or job makes no storm.
+
+    A pause that the job has already, after a restore, is not cut short.
+    """
     losses, faults = job.losses + (reason in LOSSES), job.faults + (reason in OWN_FAULTS)
-    not_before, said = None, verdicts.waiting(verdicts.NOT_WEIGHED_YET)
+    not_before, said = job.not_before, verdicts.waiting(verdicts.NOT_WEIGHED_YET)
     if (losses, faults) != (job.losses, job.faults):
-        not_before = now + timedelta(seconds=back_off_s(losses + faults))
+        not_before = max(job.not_before or now, now + timedelta(seconds=back_off_s(losses + faults)))
         said = verdicts.waiting(verdicts.backing_off(sentence, not_before))
     job_store.change_job(
         tx,

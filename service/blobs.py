@@ -15,6 +15,10 @@ from service.settings import Settings, SettingsError
 BLOCK_BYTES = 1 << 20
 
 
+class NoBlob(Unavailable):
+    """The store does not hold a blob of this name."""
+
+
 class Blobs:
     """The store of one cluster. Every method raises Unavailable if the store does not do as told."""
 
@@ -55,9 +59,12 @@ class Blobs:
             raise _unavailable(error) from error
 
     def read(self, name: str) -> Iterator[bytes]:
-        """The blob in blocks. What can fail at its beginning fails before this returns."""
+        """The blob in blocks. What can fail at its beginning fails before this returns; raises NoBlob if it is not
+        there."""
         try:
             file = self._files.open(self._path(name), "rb")
+        except FileNotFoundError as error:
+            raise NoBlob(f"the store of code and outputs does not hold {name}") from error
         except OSError as error:
             raise _unavailable(error) from error
         return _blocks(file)
@@ -81,9 +88,12 @@ def open_blobs(settings: Settings) -> Blobs:
 
 
 def _blocks(file: Any) -> Iterator[bytes]:
-    with file:
-        while block := file.read(BLOCK_BYTES):
-            yield block
+    try:
+        with file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+    except OSError as error:
+        raise _unavailable(error) from error
 
 
 def _unavailable(error: OSError) -> Unavailable:

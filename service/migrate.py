@@ -4,6 +4,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
 
 import migrations
 from service.db import connect
@@ -18,11 +19,20 @@ def is_current(url: str) -> bool:
     """Whether the database is at the newest revision this version knows."""
     engine = connect(url, pool_size=1)
     try:
-        with engine.connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
+        with engine.connect() as tx:
+            return revision(tx) == revisions()[0]
     finally:
         engine.dispose()
-    return found == ScriptDirectory.from_config(_config(url)).get_current_head()
+
+
+def revision(tx: Connection) -> str | None:
+    """The revision that the database is at; None before the first."""
+    return MigrationContext.configure(tx).get_current_revision()
+
+
+def revisions() -> list[str]:
+    """Every revision this version knows, newest first."""
+    return [script.revision for script in ScriptDirectory(migrations.__path__[0]).walk_revisions()]
 
 
 def _config(url: str) -> Config:

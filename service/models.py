@@ -184,7 +184,7 @@ jobs = Table(
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=True),
     Column("exit_code", Integer, nullable=True),
-    # The number of attempts so far, and the fencing number of the latest.
+    # The fencing number of the latest attempt.
     Column("epoch", Integer, nullable=False),
     # Rises with every change of state; a plan made from an older version is refused.
     Column("version", Integer, nullable=False),
@@ -380,7 +380,8 @@ cycles = Table(
     Index("cycles_at_idx", "at"),
 )
 
-# One row. `renewals` rises while the holder lives; who sees it stand still on its own clock may raise `term`.
+# One row. `renewals` rises while the holder lives; who sees it stand still on its own clock may raise `term`. Epochs
+# under `least_epoch` may have been given to attempts that a restore from a backup has forgotten.
 leadership = Table(
     "leadership",
     metadata,
@@ -388,6 +389,7 @@ leadership = Table(
     Column("term", BigInteger, nullable=False),
     Column("holder", Text, nullable=False),
     Column("renewals", BigInteger, nullable=False),
+    Column("least_epoch", Integer, nullable=False, server_default=text("0")),
     CheckConstraint("id = 1", name="one_row"),
 )
 

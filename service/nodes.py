@@ -9,7 +9,7 @@ from protocol.states import AttemptState, NodeState
 from protocol.sync import RegisterRequest, RegisterResponse
 from protocol.version import why_mismatched
 from scheduler.power import InstalledDevice, Inventory, node_power
-from service import attempts, views
+from service import attempts, fencing, views
 from service.auth import Person
 from service.db import notify
 from service.refusals import DeviceTaken, ProtocolMismatch, UnknownNode
@@ -56,11 +56,10 @@ def register(
         "registered_at": now,
         "last_seen_at": now,
     }
+    incarnation = max((node.incarnation if node else 0) + 1, fencing.least(now))
     if node is None:
-        incarnation = 1
         store.add_node(tx, id=name, incarnation=incarnation, cordoned=False, **values)
     else:
-        incarnation = node.incarnation + 1
         values |= {"report_seq": 0, "samples_taken": 0}
         store.close_session(tx, name, ended_at=node.last_seen_at)
         store.change_node(tx, name, incarnation=incarnation, **values)

@@ -75,7 +75,7 @@ class EmbeddedPostgres:
         self._owner = _owner(system_user)
         self._lock: IO[str] | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        self._binaries = _package() / f"pginstall{VERSION}" / "bin"
+        self._binaries = program("postgres").parent
 
     def __enter__(self) -> Self:
         self.start()
@@ -300,6 +300,11 @@ class EmbeddedPostgres:
         raise PostgresError(
             f"PostgreSQL did not accept connections within {START_TIMEOUT_S:g} s; see {self.data_dir / 'postgres.log'}"
         )
+
+
+def program(name: str) -> Path:
+    """A program of the wheel, such as `pg_dump`. Raises PostgresError if the wheel is not installed."""
+    return _package() / f"pginstall{VERSION}" / "bin" / name
 
 
 def _package() -> Path:

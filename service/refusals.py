@@ -186,6 +186,12 @@ class ProtocolMismatch(Refusal):
     title = "The versions do not fit together"
 
 
+class UnknownIncarnation(Refusal):
+    status = 410
+    kind = "unknown-incarnation"
+    title = "The registration is not known any more"
+
+
 class Unavailable(Refusal):
     status = 503
     kind = "unavailable"

@@ -14,7 +14,7 @@ from protocol.states import AttemptState, Desired, NodeState
 from protocol.sync import Assignment, DeviceGrant, StreamChunk, SyncRequest, SyncResponse
 from service import attempts, nodes
 from service.db import Record, notify
-from service.refusals import StaleIncarnation, StaleReport
+from service.refusals import StaleIncarnation, StaleReport, UnknownIncarnation
 from service.store import attempts as attempt_store
 from service.store import jobs as job_store
 from service.store import logs as log_store
@@ -27,15 +27,13 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
     Raises:
         ProtocolMismatch: agent and service do not speak the same version.
         StaleIncarnation: another agent has registered as this node since.
+        UnknownIncarnation: the database went back to a backup that was made before the agent registered.
         StaleReport: the agent has told more since, and has been heard.
     """
     nodes.check_protocol(request.protocol)
     node = node_store.touch_node(tx, name, incarnation=request.incarnation, now=now)
     if node is None:
-        raise StaleIncarnation(
-            f"incarnation {request.incarnation} of node {name!r} is not the latest: another agent has registered "
-            "with this name; stop one of the two"
-        )
+        raise _not_the_latest(tx, name, request.incarnation)
     if request.seq is not None:
         if request.seq <= node.report_seq:
             raise StaleReport(f"report {request.seq} of node {name!r} comes after report {node.report_seq}")
@@ -56,6 +54,20 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
         notify(tx, "cycle")
     if request.leaving:
         nodes.lose(tx, node.id, last_seen_at=now, max_attempts=max_attempts, now=now)
+
+
+def _not_the_latest(tx: Connection, name: str, incarnation: int) -> StaleIncarnation | UnknownIncarnation:
+    """Why an agent is refused. Numbers only rise: one that was never given out here was given out by a later state."""
+    node = node_store.find_node(tx, name)
+    if node is None or node.incarnation < incarnation:
+        return UnknownIncarnation(
+            f"incarnation {incarnation} of node {name!r} is not known: the database has been restored from a backup; "
+            "register again"
+        )
+    return StaleIncarnation(
+        f"incarnation {incarnation} of node {name!r} is not the latest: another agent has registered with this name; "
+        "stop one of the two"
+    )
 
 
 def answer(tx: Connection, node_id: str, *, stop_grace_s: float, lease_s: float) -> SyncResponse:

@@ -15,7 +15,7 @@ from protocol.nodes import NodeReport
 from protocol.sync import Assignment, MemberReport, RegisterResponse, StreamChunk, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
 from workers.bell import Bell
-from workers.exchange import EXIT_REFUSED, Backoff, Doorbell, Exchange, Refused, Unavailable
+from workers.exchange import EXIT_REFUSED, Backoff, Doorbell, Exchange, Forgotten, Refused, Unavailable
 from workers.health import Health
 from workers.inventory import offers_whole_machine
 from workers.journal import Journal
@@ -147,15 +147,10 @@ class Agent:
         """
         if self._health:
             self._health.start()
-        registration = self._register()
-        if registration is None:
+        if not self._join():
             return
-        self._incarnation = registration.incarnation
-        self._lease_s = registration.lease_s
-        self._numbered = registration.numbered_reports
-        self._doorbell.begin(registration.incarnation)
         self._outputs.start()
-        on_ready(registration.node)
+        on_ready(self._settings.name)
         while True:
             self._hear()
             runs = self._act()
@@ -163,9 +158,15 @@ class Agent:
             if self._closing and self._may_leave(runs):
                 self._say_goodbye(runs)
                 return
-            changed = self._sync(runs)
-            if self._doorbell.refused:
-                raise self._doorbell.refused
+            try:
+                changed = self._sync(runs)
+                if self._doorbell.refused:
+                    raise self._doorbell.refused
+            except Forgotten as forgotten:
+                log.warning("registering again: %s", forgotten)
+                if not self._start_over():
+                    return
+                continue
             if not changed:
                 self._bell.wait(self._next_s(runs) - self._now_s())
 
@@ -175,6 +176,25 @@ class Agent:
         self._bell.ring()
 
     # -- joining and leaving
+
+    def _join(self) -> bool:
+        """Register, and listen under the new incarnation. False if told to leave before."""
+        registration = self._register()
+        if registration is None:
+            return False
+        self._incarnation = registration.incarnation
+        self._lease_s = registration.lease_s
+        self._numbered = registration.numbered_reports
+        self._doorbell.begin(registration.incarnation)
+        return True
+
+    def _start_over(self) -> bool:
+        """Join again, and hear anew what to hold: the service has forgotten what it said. Ranks go on meanwhile, as
+        far as the lease goes. False if told to leave."""
+        self._assignments = self._version = None
+        self._told = []
+        self._renewed_s = float("-inf")
+        return self._join()
 
     def _register(self) -> RegisterResponse | None:
         """Present this node, trying until the service answers. None if told to leave before."""

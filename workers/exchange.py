@@ -42,6 +42,10 @@ class Refused(Exception):
         self.exit_code = exit_code
 
 
+class Forgotten(Refused):
+    """The service went back to a backup that was made before this agent registered: it has to register again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unavailable:
     """No answer this time. `retry_after_s` is the service's wish, if it had one."""
@@ -107,12 +111,15 @@ class Exchange:
             except ValidationError as error:
                 return Unavailable(message=f"the answer cannot be read: {error}")
         detail = _detail(response)
+        if response.status_code == FORGOTTEN:
+            raise Forgotten(EXIT_REPLACED, detail)
         if response.status_code in REFUSALS:
             exit_code, meaning = REFUSALS[response.status_code]
             raise Refused(exit_code, f"{meaning}: {detail}")
         return Unavailable(message=detail, retry_after_s=_retry_after_s(response))
 
 
+FORGOTTEN = 410
 REFUSALS = {
     401: (EXIT_REFUSED, "the service does not accept the node token; check --token-file"),
     403: (EXIT_REFUSED, "the service does not accept the node token; check --token-file"),
@@ -147,13 +154,16 @@ class Doorbell(threading.Thread):
         self._closed = threading.Event()
 
     def begin(self, incarnation: int) -> None:
-        """Begin to call, as this incarnation of the node."""
+        """Begin to call as this incarnation of the node, or go on as it."""
         self._incarnation = incarnation
-        self.start()
+        self.refused = None
+        if not self.is_alive():
+            self.start()
 
     def close(self) -> None:
         """Call no more: a call after the agent's last one would announce the node again."""
         self._closed.set()
+        self._versions.put("")
 
     def tell(self, version: str) -> None:
         """The agent holds this version now. After each ring the next poll waits for this."""
@@ -168,6 +178,12 @@ class Doorbell(threading.Thread):
             )
             try:
                 answer = self._exchange.sync(request)
+            except Forgotten as forgotten:
+                if request.incarnation == self._incarnation:
+                    self.refused = forgotten
+                    self._ring()
+                version = self._versions.get()
+                continue
             except Refused as refused:
                 self.refused = refused
                 self._ring()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ergon.cli import accounts, agent, batch, cluster, control, demo, doctor, fetch, jobs, nodes, submit, up
+from ergon.cli import accounts, agent, backup, batch, cluster, control, demo, doctor, fetch, jobs, nodes, submit, up
 from ergon.cli.output import complain, line, note
 from ergon.errors import ErgonError
 from protocol.environment import unknown_variables
@@ -53,6 +53,8 @@ app.add_typer(accounts.user_commands, name="user")
 app.add_typer(accounts.token_commands, name="token")
 app.add_typer(accounts.join_token_commands, name="join-token")
 app.command("agent")(agent.agent)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 app.command("doctor")(doctor.doctor)
 
 

@@ -9,7 +9,15 @@ from protocol.sync import RegisterRequest, RegisterResponse, SyncRequest, SyncRe
 from service import auth, joining, nodes, sync
 from service.api.deps import JoinTokenDep, NodeDep, NodesToken, PartsDep
 from service.api.errors import RESPONSES, refused
-from service.refusals import DeviceTaken, JoinTokenSpent, NodeTaken, ProtocolMismatch, StaleIncarnation, StaleReport
+from service.refusals import (
+    DeviceTaken,
+    JoinTokenSpent,
+    NodeTaken,
+    ProtocolMismatch,
+    StaleIncarnation,
+    StaleReport,
+    UnknownIncarnation,
+)
 
 router = APIRouter(prefix="/v1/agent", tags=["agent"], responses=RESPONSES)
 
@@ -37,7 +45,7 @@ def register(request: RegisterRequest, parts: PartsDep, node: NodeDep) -> Regist
         )
 
 
-@router.post("/sync", responses=refused(StaleIncarnation, StaleReport, ProtocolMismatch))
+@router.post("/sync", responses=refused(StaleIncarnation, StaleReport, UnknownIncarnation, ProtocolMismatch))
 async def exchange(request: SyncRequest, parts: PartsDep, node: NodeDep, authorization: NodesToken) -> SyncResponse:
     """Tell what the node observes; get what it should hold, at once or as soon as that differs from `version`."""
     topic = f"node:{node}"

@@ -39,7 +39,8 @@ def commit_gang(
         TermOver: another process leads.
         Overtaken: the job, a node or a device is not as the plan saw it.
     """
-    if not cycle_store.guard_term(tx, term):
+    least_epoch = cycle_store.guard_term(tx, term)
+    if least_epoch is None:
         raise TermOver(f"term {term} is over")
     wanted = {member.node: member for member in placement.members}
     rows = node_store.lock_nodes(tx, list(wanted))
@@ -57,7 +58,7 @@ def commit_gang(
     array_id = seen.arrays.get(placement.job)
     if array_id is not None and not array_store.has_room(tx, array_id):
         raise Overtaken(f"array {array_id} has as many jobs running as it may")
-    epoch = seen.epochs[placement.job] + 1
+    epoch = max(seen.epochs[placement.job] + 1, least_epoch)
     state = JobState.STARTING.value
     version = seen.versions[placement.job]
     if not job_store.change_job(tx, placement.job, old=JobState.QUEUED, version=version, state=state, epoch=epoch):

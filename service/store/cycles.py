@@ -60,7 +60,11 @@ def resign_leadership(tx: Connection, *, term: int) -> None:
     tx.execute(query.values(holder="", renewals=leadership.c.renewals + 1))
 
 
-def guard_term(tx: Connection, term: int) -> bool:
-    """Whether `term` still leads; if so nobody can take over before this transaction ends."""
-    query = select(leadership.c.term).where(leadership.c.term == term).with_for_update(read=True)
-    return tx.execute(query).one_or_none() is not None
+def guard_term(tx: Connection, term: int) -> int | None:
+    """None unless `term` still leads; if so nobody can take over before this transaction ends.
+
+    Returns:
+        The least epoch that an attempt may be given.
+    """
+    query = select(leadership.c.least_epoch).where(leadership.c.term == term).with_for_update(read=True)
+    return tx.execute(query).scalar_one_or_none()

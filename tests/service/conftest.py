@@ -91,3 +91,15 @@ def sign_in(app: FastAPI, cluster: Cluster) -> Iterator[SignIn]:
 
 def stranger(app: FastAPI) -> TestClient:
     return TestClient(app, ORIGIN, follow_redirects=False)
+
+
+@pytest.fixture
+def origin(database_url: str, tmp_path: Path) -> Settings:
+    """A service that is backed up."""
+    return Settings(data_dir=tmp_path / "a", database_url=database_url, store_url=str(tmp_path / "store-a"))
+
+
+@pytest.fixture
+def target(empty_url: str, tmp_path: Path) -> Settings:
+    """Where its backup is restored."""
+    return Settings(data_dir=tmp_path / "b", database_url=empty_url, store_url=str(tmp_path / "store-b"))

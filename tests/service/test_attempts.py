@@ -15,7 +15,7 @@ from protocol.states import AttemptState, Desired, EndReason
 from protocol.sync import MemberReport, RegisterRequest, StreamChunk, SyncRequest
 from protocol.version import PROTOCOL_VERSION
 from service import nodes, sync
-from service.refusals import ProtocolMismatch, StaleIncarnation
+from service.refusals import ProtocolMismatch, UnknownIncarnation
 from tests.service.cluster import Cluster, member_report, node_report
 from tests.service.conftest import bearer
 
@@ -280,8 +280,17 @@ def test_an_agent_that_another_has_replaced_is_refused_and_changes_nothing(
     assert (refused.status_code, refused.json()["type"]) == (409, "urn:ergon:stale-incarnation")
     assert "another agent has registered with this name" in refused.json()["detail"]
     assert (cluster.row_counts()["tokens"], cluster.job(job)) == (before[0]["tokens"] + 1, before[1])
-    cluster.incarnations["n4"] = 1  # never registered
-    with pytest.raises(StaleIncarnation):
+
+
+def test_an_agent_whose_registration_a_restore_has_undone_is_asked_to_register_again(
+    client: TestClient, cluster: Cluster, gang: AttemptView
+) -> None:
+    body = {"protocol": PROTOCOL_VERSION, "incarnation": cluster.incarnations["n2"] + 1}
+    refused = client.post("/v1/agent/sync", json=body, headers=bearer(cluster.node_token("n2")))
+    assert (refused.status_code, refused.json()["type"]) == (410, "urn:ergon:unknown-incarnation")
+    assert "restored from a backup; register again" in refused.json()["detail"]
+    cluster.incarnations["n4"] = 1  # the node itself is not known any more
+    with pytest.raises(UnknownIncarnation):
         cluster.sync("n4")
 
 

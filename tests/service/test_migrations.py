@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
-import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -16,17 +14,6 @@ import migrations
 from service import migrate
 from service.db import connect
 from service.models import metadata
-from service.postgres import DATABASE, EmbeddedPostgres
-
-
-@pytest.fixture
-def empty_url(postgres: EmbeddedPostgres) -> Iterator[str]:
-    """A database with nothing in it."""
-    maintenance = postgres.url.replace(f"/{DATABASE}?", "/postgres?")
-    with psycopg.connect(maintenance, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE empty")
-        yield postgres.url.replace(f"/{DATABASE}?", "/empty?")
-        connection.execute("DROP DATABASE empty WITH (FORCE)")
 
 
 def shape(url: str) -> list[tuple[str, ...]]:

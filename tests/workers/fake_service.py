@@ -124,6 +124,17 @@ class FakeService:
         with self.changed:
             return bytes(self.streams[attempt, rank, stream]).decode()
 
+    def go_back(self, *forgotten):
+        """Restored from a backup: it knows neither the registration nor these attempts, nor any output."""
+
+        def forget():
+            self.incarnation = 0
+            self.streams.clear()
+            for attempt in forgotten:
+                del self.assignments[attempt]
+
+        self.change(forget)
+
     # -- what the agent gets
 
     def _handle(self, call, body):
@@ -170,6 +181,8 @@ class FakeService:
         )
 
     def _sync(self, request):
+        if request.incarnation > self.incarnation:
+            return problem(410, "unknown-incarnation", "restored from a backup; register again")
         stale = problem(409, "stale-incarnation", f"incarnation {request.incarnation} is not the latest")
         if request.incarnation != self.incarnation:
             return stale
@@ -194,7 +207,7 @@ class FakeService:
         while self._version() == request.version and time.monotonic() < until and not (self.closing or self.down):
             self.changed.wait(until - time.monotonic())
             if request.incarnation != self.incarnation:
-                return stale
+                return self._sync(request)
         status, refusal = self._refusal({"Authorization": f"Bearer {self.token}"})
         if refusal is not None:
             return status, refusal

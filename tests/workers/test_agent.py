@@ -475,6 +475,28 @@ def test_an_agent_that_was_replaced_leaves_without_touching_its_ranks(service, a
     hold.open()
 
 
+def test_an_agent_goes_on_with_a_service_that_was_restored_from_a_backup(service, agent, gate):
+    """What the backup knows runs on and is told again, what it does not know is stopped."""
+    known, unknown = gate("known"), gate("unknown")
+    service.grant(assignment(A1, command=known.script("echo first")))
+    service.grant(assignment(A2, command=unknown.script()))
+    one = agent().wait_ready()
+    pid = known.wait_up()
+    unknown.wait_up()
+    service.wait_state(A1, RUNNING)
+    service.wait_state(A2, RUNNING)
+    service.go_back(A2)
+    unknown.wait_gone()
+    service.wait(lambda: len(service.registrations) == 2)
+    service.grant(assignment(A3))
+    service.wait_forgotten(A3)
+    assert os.path.exists(f"/proc/{pid}")
+    known.open()
+    assert service.wait_forgotten(A1).reason == EndReason.COMPLETED
+    service.wait(lambda: not list((one.state / "attempts").iterdir()))
+    assert service.incarnation == 1, "it registered once more, and no more often"
+
+
 @pytest.mark.parametrize(
     ("refusal", "code", "message"),
     [
