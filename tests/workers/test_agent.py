@@ -422,21 +422,25 @@ def test_the_agent_goes_on_when_the_service_comes_back(service, agent, gate):
     assert service.incarnation == 1, "it must not register again"
 
 
-@pytest.mark.parametrize("agent_lives", [True, False])
-def test_ranks_are_stopped_before_the_lease_ends(service, agent, gate, agent_lives):
+@pytest.mark.parametrize("fault", ["no answer", "answers are lost", "agent killed", "agent frozen"])
+def test_ranks_are_stopped_before_the_lease_ends(service, agent, gate, fault):
     service.lease_s = 3.0
     hold = gate()
     service.grant(assignment(command=hold.script(), stop_grace_s=30))
     first = agent().wait_ready()
     hold.wait_up()
     service.wait_state(A1, RUNNING)
-    service.set(down=True)
-    if not agent_lives:
+    service.set(down=fault != "answers are lost", drop_answers=1_000_000 if fault == "answers are lost" else 0)
+    if fault == "agent killed":
         first.kill()
+    elif fault == "agent frozen":
+        first.process.send_signal(signal.SIGSTOP)
     hold.wait_gone()
-    service.set(down=False, lease_s=60.0)
-    if not agent_lives:
+    service.set(down=False, drop_answers=0, lease_s=60.0)
+    if fault == "agent killed":
         agent().wait_ready()
+    elif fault == "agent frozen":
+        first.process.send_signal(signal.SIGCONT)
     assert service.wait_forgotten(A1).reason == EndReason.FENCED
 
 

@@ -4,15 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.workers.test_supervisor import LEAVES, Member, shell
 from workers import files
 from workers.cgroups import NoGroups, find_groups
-
-HOPPER = "setsid sh -c 'hop() { hop & }; hop' &"
-"""A process that starts the next one and ends, for ever: whoever is listed is gone before it is killed."""
 
 
 @pytest.fixture
@@ -100,13 +98,27 @@ def test_who_may_not_have_groups_is_told_why():
     assert "denied" in said.stdout or "mounted" in said.stdout
 
 
-@pytest.mark.parametrize("leave", [*LEAVES, HOPPER])
+@pytest.mark.parametrize("leave", LEAVES)
 def test_a_supervisor_leaves_nothing_in_its_group(groups, tmp_path, leave):
     group = groups.group(f"leaves-{os.getpid()}")
     one = Member(tmp_path, shell(f"{leave}\nexit 0"), group=group.path).start()
     record = one.end()
     one.close()
     assert (record["reason"], record["clean"]) == ("completed", True)
+    assert not os.path.exists(group.path)
+
+
+def test_a_supervisor_kills_what_is_in_its_group_though_it_is_not_below_it(groups, tmp_path):
+    group = groups.group(f"strange-{os.getpid()}")
+    os.mkfifo(tmp_path / "go")
+    one = Member(tmp_path, shell(f"read line < {tmp_path}/go"), group=group.path).start().wait_started()
+    stranger = start_inside(group, "sleep", "1000")
+    while str(stranger.pid) not in Path(group.path, "cgroup.procs").read_text().split():
+        os.sched_yield()
+    (tmp_path / "go").write_text("\n")
+    assert one.end()["reason"] == "completed"
+    one.close()
+    assert stranger.wait(timeout=60) == -signal.SIGKILL
     assert not os.path.exists(group.path)
 
 
