@@ -35,9 +35,12 @@ fuzz: setup ## made-up requests against the API, as every kind of caller: SEED=1
 reference: setup ## write docs/api.md and docs/commands.md anew
 	@$(BIN)/python -m docs.reference
 
+bench-packing: setup ## the public packing benchmark; ERGON_BENCH_DATA names the folder of its lists
+	@$(BIN)/python -m bench.packing
+
 lint: setup ## style, types, import contracts
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
 	@$(BIN)/lint-imports
 
-.PHONY: help setup demo up test fuzz reference lint
+.PHONY: help setup demo up test fuzz reference bench-packing lint

@@ -6,7 +6,7 @@ dataclasses themselves, so a field added there cannot be forgotten here.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -91,9 +91,9 @@ def _build_dataclass(value: Mapping[str, object], wanted: type[object], where: s
     types = _fields(wanted)
     if unknown := sorted(value.keys() - types.keys()):
         raise CodecError(f"{where}: unknown field {unknown[0]!r}")
-    if missing := sorted(types.keys() - value.keys()):
+    if missing := sorted(_required(wanted) - value.keys()):
         raise CodecError(f"{where}: field {missing[0]!r} is missing")
-    return wanted(**{name: _build(value[name], types[name], f"{where}.{name}") for name in types})
+    return wanted(**{name: _build(value[name], types[name], f"{where}.{name}") for name in types if name in value})
 
 
 @cache
@@ -101,6 +101,14 @@ def _fields(wanted: Any) -> dict[str, Any]:
     """The declared type of each field."""
     hints = get_type_hints(wanted)
     return {field.name: hints[field.name] for field in fields(wanted)}
+
+
+@cache
+def _required(wanted: Any) -> frozenset[str]:
+    """The fields without a default: a recording from before a field existed stays readable."""
+    return frozenset(
+        field.name for field in fields(wanted) if field.default is MISSING and field.default_factory is MISSING
+    )
 
 
 def _mapping(value: object, where: str) -> Mapping[str, object]:

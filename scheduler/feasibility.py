@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from scheduler.demand import WHOLE_DEVICE
 from scheduler.plan import Reason
-from scheduler.problem import WHOLE_DEVICE, Job, Node, Shape
+from scheduler.problem import Device, Isolation, Job, Node, Shape
 
 MOST_FAULTS = 3
 """Different faults of nodes that one reason lists."""
@@ -18,9 +19,12 @@ MOST_FAULTS = 3
 class Room:
     """What `count` alike nodes have for one member each: whole devices by kind, thousandths of a core, bytes; and why
     they can run no container, if they cannot.
+
+    `shares[kind][level]` is the largest part, in thousandths, of one device that isolates by that level at least.
     """
 
     devices: Mapping[str, int]
+    shares: Mapping[str, tuple[int, ...]]
     millicores: int
     memory_bytes: int
     container_fault: str
@@ -29,11 +33,21 @@ class Room:
     def holds(self, shape: Shape) -> bool:
         """Whether one such node takes a member of the shape."""
         return (
-            self.devices.get(shape.kind, 0) >= shape.devices
+            self.gives(shape)
             and self.millicores >= shape.millicores
             and self.memory_bytes >= shape.memory_bytes
             and can_contain(self, shape)
         )
+
+    def gives(self, shape: Shape) -> bool:
+        """Whether one such node has the devices for a member of the shape."""
+        if shape.shared:
+            return self.share(shape) >= shape.share
+        return self.devices.get(shape.kind, 0) >= shape.devices
+
+    def share(self, shape: Shape) -> int:
+        """The largest part of one device that the shape could take, in thousandths."""
+        return self.shares[shape.kind][shape.isolation] if shape.kind in self.shares else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +71,13 @@ def survey(nodes: Sequence[Node]) -> Survey:
 def total_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
     """Room of all nodes, were they empty, on and open; nodes with equal room are counted together."""
     return _grouped(
-        (Counter(device.kind for device in node.devices), node.cpu_millicores, node.memory_bytes, node.container_fault)
+        (
+            Counter(device.kind for device in node.devices),
+            _shares((device, WHOLE_DEVICE) for device in node.devices),
+            node.cpu_millicores,
+            node.memory_bytes,
+            node.container_fault,
+        )
         for node in nodes
     )
 
@@ -65,7 +85,13 @@ def total_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
 def free_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
     """Room that is free now on the nodes that take work."""
     return _grouped(
-        (free_devices(node), node.free_millicores, node.free_memory_bytes, node.container_fault)
+        (
+            free_devices(node),
+            _shares((device, device.free) for device in node.devices),
+            node.free_millicores,
+            node.free_memory_bytes,
+            node.container_fault,
+        )
         for node in nodes
         if takes_work(node)
     )
@@ -141,6 +167,7 @@ class _Wording:
     memory: str
     containers: str
     nodes: str
+    isolation: str
 
 
 _EVER = _Wording(
@@ -152,6 +179,7 @@ _EVER = _Wording(
     memory="too_little_memory",
     containers="no_container_runtime",
     nodes="too_few_nodes",
+    isolation="too_little_isolation",
 )
 _NOW = _Wording(
     word="free",
@@ -162,34 +190,46 @@ _NOW = _Wording(
     memory="memory_busy",
     containers="container_nodes_busy",
     nodes="nodes_busy",
+    isolation="devices_busy",
 )
 
 
-def _grouped(rooms: Iterable[tuple[Mapping[str, int], int, int, str]]) -> tuple[Room, ...]:
-    counts: Counter[tuple[tuple[tuple[str, int], ...], int, int, str]] = Counter(
-        (tuple(sorted(devices.items())), millicores, memory, fault) for devices, millicores, memory, fault in rooms
+_Shares = dict[str, tuple[int, ...]]
+
+
+def _shares(parts: Iterable[tuple[Device, int]]) -> _Shares:
+    """The largest part of one device by kind and level of isolation."""
+    most: _Shares = {}
+    for device, part in parts:
+        known = most.get(device.kind, (0,) * len(Isolation))
+        most[device.kind] = tuple(max(old, part * (device.isolation >= level)) for level, old in enumerate(known))
+    return most
+
+
+def _grouped(rooms: Iterable[tuple[Mapping[str, int], _Shares, int, int, str]]) -> tuple[Room, ...]:
+    counts = Counter(
+        (tuple(sorted(devices.items())), tuple(sorted(shares.items())), millicores, memory, fault)
+        for devices, shares, millicores, memory, fault in rooms
     )
     return tuple(
-        Room(devices=dict(devices), millicores=millicores, memory_bytes=memory, container_fault=fault, count=count)
-        for (devices, millicores, memory, fault), count in counts.items()
+        Room(
+            devices=dict(devices),
+            shares=dict(shares),
+            millicores=millicores,
+            memory_bytes=memory,
+            container_fault=fault,
+            count=count,
+        )
+        for (devices, shares, millicores, memory, fault), count in counts.items()
     )
 
 
 def _lack(shape: Shape, rooms: Sequence[Room], say: _Wording) -> Reason:
     """The first thing the nodes have too little of for this shape, with what they have."""
-    devices = f"{shape.devices} {shape.kind}"
-    most = max((room.devices.get(shape.kind, 0) for room in rooms), default=0)
-    if most == 0:
-        kinds = sorted({kind for room in rooms for kind, count in room.devices.items() if count})
-        message = f"no {shape.kind} device is {say.word}; {say.word} kinds: {', '.join(kinds) or 'none'}"
-        return Reason(code=say.kind, message=message)
-    if most < shape.devices:
-        message = (
-            f"each member asks for {devices} on one node, and the most {say.word} on one node is {most}; "
-            f"ask for at most {most}"
-        )
-        return Reason(code=say.devices, message=message)
-    able = [room for room in rooms if room.devices.get(shape.kind, 0) >= shape.devices]
+    devices = _asked(shape)
+    able = [room for room in rooms if room.gives(shape)]
+    if not able:
+        return _lack_of_devices(shape, rooms, say)
     cores = max(room.millicores for room in able) / 1000
     if cores < shape.millicores / 1000:
         message = (
@@ -225,6 +265,38 @@ def _faults(rooms: Iterable[Room]) -> str:
     named = [f"{_counted(count, 'node')}: {fault}" for fault, count in counts.most_common(MOST_FAULTS)]
     more = len(counts) - len(named)
     return " | ".join([*named, f"and {_counted(more, 'other fault')}"] if more > 0 else named)
+
+
+def _lack_of_devices(shape: Shape, rooms: Sequence[Room], say: _Wording) -> Reason:
+    if not shape.devices:
+        return Reason(code=say.nodes, message=f"no node is {say.word}")
+    most = max((room.devices.get(shape.kind, 0) for room in rooms), default=0)
+    part = max((room.share(shape) for room in rooms), default=0) if shape.shared else 0
+    if most == 0 and not part:
+        kinds = sorted({kind for room in rooms for kind, count in room.devices.items() if count})
+        message = f"no {shape.kind} device is {say.word}; {say.word} kinds: {', '.join(kinds) or 'none'}"
+        return Reason(code=say.kind, message=message)
+    if not shape.shared:
+        message = (
+            f"each member asks for {_asked(shape)} on one node, and the most {say.word} on one node is {most}; "
+            f"ask for at most {most}"
+        )
+        return Reason(code=say.devices, message=message)
+    if not part:
+        message = f"no {shape.kind} device {say.word} isolates jobs by {shape.isolation.name.lower()}; accept less"
+        return Reason(code=say.isolation, message=message)
+    message = (
+        f"each member asks for {_asked(shape)}, and the most {say.word} of one such device is {part} thousandths; "
+        f"ask for at most {part}"
+    )
+    return Reason(code=say.devices, message=message)
+
+
+def _asked(shape: Shape) -> str:
+    """The devices of a member in words."""
+    if shape.shared:
+        return f"{shape.share} thousandths of a {shape.kind}"
+    return f"{shape.devices} {shape.kind}" if shape.devices else "no device"
 
 
 def _counted(count: int, noun: str) -> str:

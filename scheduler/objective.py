@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from scheduler.feasibility import possible_shapes, total_room
 from scheduler.plan import Cost, Placement
-from scheduler.problem import Job, Node, Problem
+from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +36,15 @@ class Stake:
 def stakes(problem: Problem) -> dict[str, Stake]:
     """The stake of every job that is possible on the present nodes, by job id.
 
-    A job of several shapes waits with the devices of its smallest one. The weight is at least 1 per device.
+    A job of several shapes waits with the devices of its smallest one, a begun one counted whole, and at least one. The
+    weight is at least 1 per device.
     """
     rooms = total_room(problem.nodes)
     found: dict[str, Stake] = {}
     for job in problem.jobs:
         shapes = possible_shapes(job, rooms)
         if shapes:
-            size = min(job.shapes[index].size for index in shapes)
+            size = max(1, min(job.shapes[index].size for index in shapes))
             found[job.id] = Stake(
                 shapes=shapes,
                 weight=max(1, round(1000 * job.wait_w)) * size,
@@ -80,7 +81,10 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
       most.
     - `boot_j`: PUE * sum E_boot over the nodes that are off and get work. A boot costs its energy only: the job's clock
       and its node's on-time start when the node is ready, and the delay is not charged as waiting.
-    - `work_j`: PUE * sum size * active_w * run_s of the placed jobs in the shapes they got.
+    - `work_j`: PUE * (sum size * active_w * run_s of the placed jobs in the shapes they got, whole devices only, + what
+      shares and sockets add). A device draws its active power once, whoever shares it: shares add nothing on a device
+      in use, and the largest active_w * run_s among them on one at bare idle. Sockets that wake up on a node draw
+      `socket_w` for the longest run placed there.
     - `deferred_j`: PUE * the work of the cheapest possible shape of each possible job that waits.
     - `wait_j`: sum wait_w * size * H of the same jobs.
     """
@@ -100,10 +104,41 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
         on_j=pue
         * sum((node.power.base_w - node.power.off_w) * on_time_s(node, ends, horizon) for node in problem.nodes),
         boot_j=pue * sum(node.power.boot_j for node in problem.nodes if not node.on and node.id in ends),
-        work_j=pue * work,
+        work_j=pue * (work + _shares_j(problem, jobs, placements) + _sockets_j(problem, jobs, placements)),
         deferred_j=pue * sum(stake.deferred_j for stake in left),
         wait_j=sum(stake.wait_j for stake in left),
     )
+
+
+def _shares_j(problem: Problem, jobs: Mapping[str, Job], placements: Sequence[Placement]) -> float:
+    """Energy of the devices that wake up for shares, in J."""
+    bare = {device.id for node in problem.nodes for device in node.devices if device.free == WHOLE_DEVICE}
+    longest: dict[str, float] = {}
+    for placement in placements:
+        shape = jobs[placement.job].shapes[placement.shape]
+        if shape.shared:
+            for device in (device for member in placement.members for device in member.devices):
+                longest[device] = max(longest.get(device, 0.0), shape.active_w * shape.run_s)
+    return sum(joules for device, joules in longest.items() if device in bare)
+
+
+def _sockets_j(problem: Problem, jobs: Mapping[str, Job], placements: Sequence[Placement]) -> float:
+    """Energy of the CPU sockets that wake up, in J."""
+    cores: dict[str, int] = {}
+    longest_s: dict[str, float] = {}
+    for placement in placements:
+        shape = jobs[placement.job].shapes[placement.shape]
+        for member in placement.members:
+            cores[member.node] = cores.get(member.node, 0) + shape.millicores
+            longest_s[member.node] = max(longest_s.get(member.node, 0.0), shape.run_s)
+    total = 0.0
+    for node in problem.nodes:
+        width = node.power.socket_millicores
+        if node.id in cores and width:
+            before = node.cpu_millicores - node.free_millicores
+            woken = -(-(before + cores[node.id]) // width) + (-before // width)
+            total += woken * node.power.socket_w * longest_s[node.id]
+    return total
 
 
 def on_time_s(node: Node, ends: Mapping[str, float], horizon_s: float) -> float:

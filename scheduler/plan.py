@@ -84,7 +84,8 @@ class Plan:
     cost: Cost
     bound_j: float
     method: str
-    """`cpsat` or `greedy`: whether the search found better placements than the greedy ones."""
+    """`cpsat` or `greedy`: whether the search found better placements than the greedy ones. `packed`: job by job by the
+    prices of `scheduler.packing`."""
     status: str
     """`optimal`, `feasible`, `watchdog` or `fallback`: what is proven about them."""
 

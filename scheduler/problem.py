@@ -5,9 +5,21 @@ thousandths. All are integers where a constraint counts them, so that no solver 
 """
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 
-WHOLE_DEVICE = 1000
-"""Thousandths of a device that make the whole one."""
+from scheduler.demand import WHOLE_DEVICE, Outlook
+
+
+class Isolation(IntEnum):
+    """How far jobs that share a device are kept apart; each level gives what the ones before it give.
+
+    NONE: they take turns. MEMORY: each has its own memory, as with MPS limits. HARDWARE: each has its own part of the
+    chip, as with MIG.
+    """
+
+    NONE = 0
+    MEMORY = 1
+    HARDWARE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,21 +28,29 @@ class NodePower:
 
     `base_w` is the node on, all devices at bare idle. `boot_j` is the energy from pressing the button to ready, on top
     of nothing: during `boot_s` the node draws no `base_w` besides.
+    A CPU socket with any of its cores in use draws `socket_w` more than idle; it is `socket_millicores` wide, and 0
+    means that what the CPUs draw is part of `base_w` and of the jobs' `active_w`.
     """
 
     base_w: float
     off_w: float = 0.0
     boot_s: float = 0.0
     boot_j: float = 0.0
+    socket_w: float = 0.0
+    socket_millicores: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """One accelerator or CPU slot of a node. `free` is the share no live allocation holds, in thousandths."""
+    """One accelerator or CPU slot of a node. `free` is the share no live allocation holds, in thousandths.
+
+    `isolation` is how far it keeps jobs apart that share it.
+    """
 
     id: str
     kind: str
     free: int = WHOLE_DEVICE
+    isolation: Isolation = Isolation.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +83,10 @@ class Shape:
 
     `active_w` is what one device draws above its bare idle while the job runs on it. `in_container`: each of the nodes
     must be able to run a container.
+
+    `share` is how much of each device it takes, in thousandths; less than the whole only where `devices` is 1, and then
+    on devices that keep it apart from others by `isolation` at least. Without devices a member asks for cores and
+    memory only, on nodes of any kind, and `kind` is empty.
     """
 
     members: int
@@ -73,16 +97,26 @@ class Shape:
     run_s: float
     active_w: float
     in_container: bool = False
+    share: int = WHOLE_DEVICE
+    isolation: Isolation = Isolation.NONE
+
+    @property
+    def shared(self) -> bool:
+        """Whether it takes a part of a device."""
+        return self.devices > 0 and self.share < WHOLE_DEVICE
 
     @property
     def size(self) -> int:
-        """Devices of the whole gang."""
+        """Devices of the whole gang, begun ones counted whole."""
         return self.members * self.devices
 
     @property
     def work_j(self) -> float:
-        """Energy the job adds on top of the nodes that carry it, in J."""
-        return self.size * self.active_w * self.run_s
+        """Energy the job adds on top of the nodes that carry it wherever it runs, in J.
+
+        A share adds none for sure: the device may be in use anyway (`scheduler.objective`).
+        """
+        return 0.0 if self.shared else self.size * self.active_w * self.run_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,16 +132,39 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One consistent read of the cluster and its queue. Jobs that run appear only through what they leave free.
+class Hold:
+    """One member of a job that runs: its node and its devices, by id."""
 
-    `horizon_s` is how far ahead on-time and waiting are charged. `pue` multiplies IT energy.
+    node: str
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A job that runs, in the shape of its index `shape`. `move_j` is what stopping it and starting it elsewhere costs
+    (restart, lost work), in J.
+    """
+
+    job: Job
+    shape: int
+    members: tuple[Hold, ...]
+    move_j: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One consistent read of the cluster and its queue. `free` and `free_*` of the nodes are net of all jobs that run.
+
+    `horizon_s` is how far ahead on-time and waiting are charged. `pue` multiplies IT energy. `running` are the jobs
+    that run and whose placement is known; `outlook` is what is expected to arrive, or nothing.
     """
 
     nodes: tuple[Node, ...]
     jobs: tuple[Job, ...]
     horizon_s: float = 8 * 3600.0
     pue: float = 1.0
+    running: tuple[Running, ...] = ()
+    outlook: tuple[Outlook, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

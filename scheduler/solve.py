@@ -6,10 +6,11 @@ from scheduler.candidates import Candidates, Choices, find_candidates, pools, to
 from scheduler.feasibility import free_devices, survey, why_impossible, why_not_now
 from scheduler.greedy import complete
 from scheduler.objective import evaluate, on_time_s, stakes, waiting
+from scheduler.packing import Packer
 from scheduler.plan import Outcome, Placement, Plan, PowerStep, Verdict
 from scheduler.problem import Budget, Node, Problem
 from scheduler.search import Allowance, search
-from scheduler.validate import validate
+from scheduler.validate import packs, validate
 from scheduler.verify import verify
 
 DEFAULT_BUDGET = Budget()
@@ -28,6 +29,8 @@ def solve(problem: Problem, budget: Budget = DEFAULT_BUDGET) -> Plan:
     Raises ValueError for a problem that makes no sense, PlannerError if no plan of ours passes the checker.
     """
     validate(problem)
+    if packs(problem):
+        return solve_by_packing(problem)
 
     # 1. Who could start where, and the greedy answer to it.
     candidates = find_candidates(problem)
@@ -57,9 +60,24 @@ def solve_greedily(problem: Problem) -> Plan:
     Raises as `solve` does.
     """
     validate(problem)
+    if packs(problem):
+        return solve_by_packing(problem)
     candidates = find_candidates(problem)
     placements = to_placements(candidates, complete(candidates, {}))
-    plan = _plan(problem, placements, _unavoidable_j(problem, candidates), "greedy", "fallback")
+    return _checked(problem, _plan(problem, placements, _unavoidable_j(problem, candidates), "greedy", "fallback"))
+
+
+def solve_by_packing(problem: Problem) -> Plan:
+    """Jobs in line order, each where it costs least by the prices of `scheduler.packing`. Raises as `solve` does."""
+    packer = Packer(problem)
+    line = sorted(problem.jobs, key=lambda job: (-job.priority, job.order, job.id))
+    placements = tuple(placement for job in line if (placement := packer.start(job)) is not None)
+    idle = evaluate(problem, ())
+    bound_j = idle.off_j + idle.on_j + idle.deferred_j
+    return _checked(problem, _plan(problem, placements, bound_j, "packed", "feasible"))
+
+
+def _checked(problem: Problem, plan: Plan) -> Plan:
     violations = verify(problem, plan)
     if violations:
         raise PlannerError("; ".join(f"{violation.code}: {violation.message}" for violation in violations))

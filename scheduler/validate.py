@@ -23,12 +23,22 @@ def validate(problem: Problem) -> None:
         raise ValueError("the problem makes no sense: " + "; ".join(complaints[:10]) + more)
 
 
+def packs(problem: Problem) -> bool:
+    """Whether the problem has what only `scheduler.packing` can plan: shares, jobs without devices, an outlook."""
+    shapes = (shape for job in problem.jobs for shape in job.shapes)
+    return bool(problem.outlook) or any(shape.shared or not shape.devices for shape in shapes)
+
+
 def _problem(problem: Problem) -> Iterator[str]:
     yield from _number("horizon_s", problem.horizon_s, 0.0, MAX_SECONDS, open_below=True)
     yield from _number("pue", problem.pue, 1.0, 100.0)
     yield from _twice("node id", (node.id for node in problem.nodes))
     yield from _twice("job id", (job.id for job in problem.jobs))
     yield from _twice("device id", (device.id for node in problem.nodes for device in node.devices))
+    if packs(problem):
+        for node in problem.nodes:
+            if len({device.kind for device in node.devices}) > 1:
+                yield f"node {node.id} has devices of several kinds, where there are shares or jobs without devices"
 
 
 def _node(node: Node) -> Iterator[str]:
@@ -44,6 +54,9 @@ def _node(node: Node) -> Iterator[str]:
     yield from _number(f"{name}: off_w", node.power.off_w, 0.0, MAX_W)
     yield from _number(f"{name}: base_w (at least off_w)", node.power.base_w, node.power.off_w, MAX_W)
     yield from _number(f"{name}: boot_s", node.power.boot_s, 0.0, MAX_SECONDS)
+    yield from _number(f"{name}: socket_w", node.power.socket_w, 0.0, MAX_W)
+    if node.power.socket_millicores < 0:
+        yield f"{name}: socket_millicores is {node.power.socket_millicores}, must not be negative"
     yield from _number(f"{name}: boot_j", node.power.boot_j, 0.0, MAX_W * MAX_SECONDS)
 
 
@@ -51,10 +64,17 @@ def _job(job: Job) -> Iterator[str]:
     yield from _number(f"job {job.id}: wait_w", job.wait_w, 0.0, MAX_WAIT_W)
     for index, shape in enumerate(job.shapes):
         name = f"job {job.id}: shape {index}"
-        for field, value in (("members", shape.members), ("devices", shape.devices)):
-            if value < 1:
-                yield f"{name}: {field} is {value}, must be at least 1"
-        for field, value in (("millicores", shape.millicores), ("memory_bytes", shape.memory_bytes)):
+        if shape.members < 1:
+            yield f"{name}: members is {shape.members}, must be at least 1"
+        if bool(shape.devices) != bool(shape.kind):
+            yield f"{name}: devices is {shape.devices} and kind {shape.kind!r}; a kind goes with devices, none without"
+        if not 1 <= shape.share <= WHOLE_DEVICE or (shape.share < WHOLE_DEVICE and shape.devices != 1):
+            yield f"{name}: share is {shape.share}, must be {WHOLE_DEVICE}, or from 1 where devices is 1"
+        for field, value in (
+            ("devices", shape.devices),
+            ("millicores", shape.millicores),
+            ("memory_bytes", shape.memory_bytes),
+        ):
             if value < 0:
                 yield f"{name}: {field} is {value}, must not be negative"
         yield from _number(f"{name}: run_s", shape.run_s, 0.0, MAX_SECONDS, open_below=True)

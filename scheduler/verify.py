@@ -25,12 +25,11 @@ class Violation:
 def verify(problem: Problem, plan: Plan) -> list[Violation]:
     """Everything that is wrong with the plan; empty if nothing is.
 
-    Checked: every gang is placed whole on distinct nodes that are open and on or switchable, on wholly free devices of
-    the right kind, each given once; no node gives more CPU or memory than it has left, and none that can run no
-    container gets one; a verdict for every job in
-    order, each with reasons unless placed; jobs are called impossible exactly when they are; no job starts in place of
-    one with precedence that would fit there; boots and switch-offs fit the placements; every term of the cost; and the
-    bound does not exceed the objective.
+    Checked: every gang is placed whole on distinct nodes that are open and on or switchable, on devices of the right
+    kind and isolation, none of which gives more than it has free; no node gives more CPU or memory than it has left,
+    and none that can run no container gets one; a verdict for every job in order, each with reasons unless placed; jobs
+    are called impossible exactly when they are; no job starts in place of one with precedence that would fit there;
+    boots and switch-offs fit the placements; every term of the cost; and the bound does not exceed the objective.
     """
     nodes = {node.id: node for node in problem.nodes}
     jobs = {job.id: job for job in problem.jobs}
@@ -49,7 +48,7 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
 
 
 def _placements(plan: Plan, nodes: Mapping[str, Node], jobs: Mapping[str, Job]) -> Iterator[Violation]:
-    given: set[str] = set()
+    given: Counter[str] = Counter()
     for job, count in Counter(placement.job for placement in plan.placements).items():
         if count > 1:
             yield Violation(code="placed_twice", message=f"job {job} is placed {count} times")
@@ -82,8 +81,8 @@ def _placements(plan: Plan, nodes: Mapping[str, Node], jobs: Mapping[str, Job]) 
             yield from _devices(job, shape, node, member.devices, given)
 
 
-def _devices(job: Job, shape: Shape, node: Node, devices: tuple[str, ...], given: set[str]) -> Iterator[Violation]:
-    """Checks the devices of one member and notes in `given` that they are taken."""
+def _devices(job: Job, shape: Shape, node: Node, devices: tuple[str, ...], given: Counter[str]) -> Iterator[Violation]:
+    """Checks the devices of one member and notes in `given` how many thousandths of them are taken."""
     present = {device.id: device for device in node.devices}
     for name in devices:
         device = present.get(name)
@@ -92,11 +91,18 @@ def _devices(job: Job, shape: Shape, node: Node, devices: tuple[str, ...], given
             continue
         if device.kind != shape.kind:
             yield Violation(code="wrong_kind", message=f"job {job.id} wants {shape.kind}, {name} is {device.kind}")
-        if device.free != WHOLE_DEVICE:
+        if device.free < shape.share:
             yield Violation(code="device_busy", message=f"job {job.id}: {name} has {device.free} thousandths free")
-        if name in given:
+        if given[name] + shape.share > WHOLE_DEVICE:
             yield Violation(code="device_twice", message=f"device {name} is given twice, again to job {job.id}")
-        given.add(name)
+        elif given[name] + shape.share > device.free:
+            yield Violation(
+                code="share_exceeded", message=f"device {name} gives more than the {device.free} it has free"
+            )
+        if shape.share < WHOLE_DEVICE and device.isolation < shape.isolation:
+            message = f"job {job.id} wants isolation {shape.isolation.name}, {name} gives {device.isolation.name}"
+            yield Violation(code="isolation", message=message)
+        given[name] += shape.share
 
 
 def _capacity(plan: Plan, nodes: Mapping[str, Node], jobs: Mapping[str, Job]) -> Iterator[Violation]:
@@ -161,9 +167,11 @@ def _precedence(problem: Problem, plan: Plan, possible: Mapping[str, list[Shape]
 def _covers(place: Shape, shape: Shape) -> bool:
     """Whether a gang of `shape` can stand where one of `place` stands."""
     return (
-        shape.kind == place.kind
+        (not shape.devices or shape.kind == place.kind)
         and shape.members <= place.members
         and shape.devices <= place.devices
+        and (not shape.devices or shape.share <= place.share)
+        and (not shape.devices or shape.share == WHOLE_DEVICE or shape.isolation <= place.isolation)
         and shape.millicores <= place.millicores
         and shape.memory_bytes <= place.memory_bytes
         and shape.in_container <= place.in_container
@@ -194,10 +202,12 @@ def _cost(
     """Works out every term of the objective again."""
     horizon, pue = problem.horizon_s, problem.pue
     last_end: dict[str, float] = {}
-    work = deferred = wait = 0.0
+    work = _woken_j(problem, plan, jobs)
+    deferred = wait = 0.0
     for placement in plan.placements:
         shape = jobs[placement.job].shapes[placement.shape]
-        work += shape.members * shape.devices * shape.active_w * shape.run_s
+        if shape.share == WHOLE_DEVICE:
+            work += shape.members * shape.devices * shape.active_w * shape.run_s
         for member in placement.members:
             last_end[member.node] = max(shape.run_s, last_end.get(member.node, 0.0))
     off = on = boot = 0.0
@@ -215,8 +225,11 @@ def _cost(
     placed = {placement.job for placement in plan.placements}
     for name, shapes in possible.items():
         if name not in placed:
-            deferred += min(shape.members * shape.devices * shape.active_w * shape.run_s for shape in shapes)
-            wait += jobs[name].wait_w * min(shape.members * shape.devices for shape in shapes) * horizon
+            deferred += min(
+                shape.members * shape.devices * shape.active_w * shape.run_s * (shape.share == WHOLE_DEVICE)
+                for shape in shapes
+            )
+            wait += jobs[name].wait_w * max(1, min(shape.members * shape.devices for shape in shapes)) * horizon
     for name, claimed, true in (
         ("off_j", plan.cost.off_j, pue * off),
         ("on_j", plan.cost.on_j, pue * on),
@@ -227,6 +240,30 @@ def _cost(
     ):
         if not math.isclose(claimed, true, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
             yield Violation(code="cost", message=f"{name} is {claimed} J, but the placements cost {true} J")
+
+
+def _woken_j(problem: Problem, plan: Plan, jobs: Mapping[str, Job]) -> float:
+    """What devices that are shared and CPU sockets draw because the plan wakes them up, in J."""
+    devices: dict[str, float] = {}
+    cores: Counter[str] = Counter()
+    last_end: dict[str, float] = {}
+    for placement in plan.placements:
+        shape = jobs[placement.job].shapes[placement.shape]
+        for member in placement.members:
+            cores[member.node] += shape.millicores
+            last_end[member.node] = max(shape.run_s, last_end.get(member.node, 0.0))
+            if shape.devices and shape.share < WHOLE_DEVICE:
+                (name,) = member.devices
+                devices[name] = max(devices.get(name, 0.0), shape.active_w * shape.run_s)
+    joules = 0.0
+    for node in problem.nodes:
+        joules += sum(devices.get(device.id, 0.0) for device in node.devices if device.free == WHOLE_DEVICE)
+        width = node.power.socket_millicores
+        if width and node.id in last_end:
+            used = node.cpu_millicores - node.free_millicores
+            sockets = math.ceil((used + cores[node.id]) / width) - math.ceil(used / width)
+            joules += sockets * node.power.socket_w * last_end[node.id]
+    return joules
 
 
 def _proof(plan: Plan) -> Iterator[Violation]:
@@ -242,7 +279,7 @@ def _possible(problem: Problem) -> dict[str, list[Shape]]:
     for job in problem.jobs:
         for shape in job.shapes:
             able = sum(
-                kinds[node.id][shape.kind] >= shape.devices
+                _has_devices(node, kinds[node.id], shape)
                 and node.cpu_millicores >= shape.millicores
                 and node.memory_bytes >= shape.memory_bytes
                 and (node.container_fault == "" or not shape.in_container)
@@ -251,3 +288,9 @@ def _possible(problem: Problem) -> dict[str, list[Shape]]:
             if able >= shape.members:
                 possible.setdefault(job.id, []).append(shape)
     return possible
+
+
+def _has_devices(node: Node, kinds: Counter[str], shape: Shape) -> bool:
+    if shape.devices and shape.share < WHOLE_DEVICE:
+        return any(device.kind == shape.kind and device.isolation >= shape.isolation for device in node.devices)
+    return kinds[shape.kind] >= shape.devices

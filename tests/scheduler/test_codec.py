@@ -59,7 +59,7 @@ def changed(change: Callable[[dict], object]) -> bytes:
         (changed(lambda d: d.pop("schema")), "schema None is not understood"),
         (changed(lambda d: d.update(kind="plan")), "a problem is wanted, and this is 'plan'"),
         (changed(lambda d: d.update(extra=1)), "problem: unknown field 'extra'"),
-        (changed(lambda d: d.pop("pue")), "problem: field 'pue' is missing"),
+        (changed(lambda d: d.pop("jobs")), "problem: field 'jobs' is missing"),
         (changed(lambda d: d.update(jobs={})), "problem.jobs: a list is wanted"),
         (changed(lambda d: d["nodes"][0].update(power=3)), r"problem.nodes\[0\].power: an object is wanted"),
         (changed(lambda d: d["nodes"][0].update(on=1)), r"problem.nodes\[0\].on: bool is wanted, and this is 1"),
@@ -77,3 +77,8 @@ def test_a_verdict_that_does_not_exist_is_refused() -> None:
     document["verdicts"][0]["outcome"] = "maybe"
     with pytest.raises(CodecError, match=r"plan.verdicts\[0\].outcome: 'maybe' is not a valid Outcome"):
         decode_plan(json.dumps(document).encode())
+
+
+def test_a_recording_from_before_a_field_existed_is_read() -> None:
+    old = changed(lambda d: (d.pop("outlook"), d.pop("running"), d["nodes"][0]["power"].pop("socket_w")))
+    assert decode_problem(old) == SMALL

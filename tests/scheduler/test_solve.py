@@ -270,5 +270,5 @@ def test_a_plan_that_fails_the_checker_is_replaced_by_the_greedy_one(monkeypatch
 
 
 def test_a_problem_that_makes_no_sense_is_refused() -> None:
-    with pytest.raises(ValueError, match="job j1: shape 0: devices is 0, must be at least 1"):
+    with pytest.raises(ValueError, match="job j1: shape 0: devices is 0 and kind 'h100'; a kind goes with devices"):
         solve(problem([node("a", h100=1)], [job("j1", shape(0))]))

@@ -1,0 +1,209 @@
+"""Places arrivals one by one on a fleet, each where it costs least: watts, fragments, and what others will need.
+
+    cost of a member on a node = what it adds in W
+                               + lambda(u) * the fragments it leaves
+                               - kappa(u) * size * how much its class lacks of its demand, after the outlook
+
+u is the share of all devices in use. Power comes first while there is room; the prices of fragments and of keeping to
+the outlook's split rise as the cluster fills. The prices are in units of what a device draws, so that they mean the
+same on every cluster.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.classes import count_demands, demands_of
+from scheduler.demand import WHOLE_DEVICE, Demand, Outlook
+from scheduler.feasibility import takes_work
+from scheduler.fleet import PARTS, Fleet, Verdicts
+from scheduler.plan import MemberPlacement, Placement
+from scheduler.problem import Job, Problem
+
+Vector = NDArray[np.float64]
+
+FRAGMENT_PRICE = ((0.0, 0.2), (0.4, 0.2), (0.5, 2.0), (0.8, 2.0), (0.85, 8.0), (1.0, 8.0))
+"""Price of a device made useless, in mean active draws of one, by load; straight lines in the logarithm between."""
+
+SPLIT_PRICE = ((0.0, 0.15), (0.8, 0.15), (0.82, 3.0), (1.0, 3.0))
+"""Price of a device's worth of one member too many on a class, in the same unit, by load."""
+
+MOST_LACK = 2.0
+"""Members that a class is considered to lack, or have too many of, at most: the outlook is an expectation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spot:
+    """Where one member goes: a node, a share's slot in its state, and the cost in W."""
+
+    node: int
+    slot: int
+    cost: float
+
+
+class Packer:
+    """A fleet with the jobs on it. What it answers depends on the state alone, not on how the state came about."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.outlook = problem.outlook[0] if problem.outlook else None
+        self.fleet = Fleet([node for node in problem.nodes if takes_work(node)], _mix(problem, self.outlook))
+        self._index = {name: number for number, name in enumerate(self.fleet.names)}
+        self._split = _split(self.outlook, self.fleet)
+        self._unit_w = _unit_w(self.fleet, _mix(problem, self.outlook))
+        self._placed: dict[Demand, Vector] = {}
+        for running in problem.running:
+            _, demand = self._chosen(running.job, running.shape)
+            for member in running.members:
+                if member.node in self._index:
+                    self._count(demand, self._index[member.node], 1)
+
+    def start(self, job: Job) -> Placement | None:
+        """Starts the job where it costs least, and says where; None if it does not fit now."""
+        best: tuple[float, Demand, int, list[Spot]] | None = None
+        for (members, demand), shapes in demands_of(job.shapes).items():
+            for kind, spots in self._offers(demand, members):
+                cost = sum(spot.cost for spot in spots)
+                if best is None or cost < best[0]:
+                    best = (cost, demand, shapes[kind], spots)
+        if best is None:
+            return None
+        _, demand, shape, spots = best
+        members = tuple(self._put(demand, spot) for spot in spots)
+        return Placement(job=job.id, shape=shape, members=members)
+
+    def stop(self, job: Job, placement: Placement) -> None:
+        """Takes a job off the fleet again."""
+        _, demand = self._chosen(job, placement.shape)
+        for member in placement.members:
+            node = self._index[member.node]
+            taken = [self.fleet.devices[node].index(device) for device in member.devices]
+            self.fleet.give_back(node, demand, taken)
+            self._count(demand, node, -1)
+
+    def _offers(self, demand: Demand, members: int) -> list[tuple[str, list[Spot]]]:
+        """The cheapest nodes for a gang, by the kind its devices would be of."""
+        verdicts = self.fleet.judge(demand)
+        costs = self._costs(demand, verdicts)
+        if members == 1:
+            spot = self._cheapest(verdicts, costs)
+            return [] if spot is None else [(self._kind(demand, spot.node), [spot])]
+        offers: list[tuple[str, list[Spot]]] = []
+        kinds = np.array([node.kind for node in self.fleet.classes])[self.fleet.row_class]
+        for kind in demand.kinds or ("",):
+            among = np.where(kinds == kind, costs.min(axis=0), math.inf) if kind else costs.min(axis=0)
+            spots = self._cheapest_of(verdicts, costs, among, members)
+            if len(spots) == members:
+                offers.append((kind, spots))
+        return offers
+
+    def _costs(self, demand: Demand, verdicts: Verdicts) -> Vector:
+        """What a member costs on each state in W: first on a device in use, then on bare ones; inf where it cannot."""
+        load = self.fleet.load()
+        fragment_w = _price(FRAGMENT_PRICE, load) * self._unit_w / (PARTS * WHOLE_DEVICE)
+        base = verdicts.socket_w - self._lack_w(demand, load)[self.fleet.row_class]
+        awake = np.where(verdicts.awake_fits, base + fragment_w * verdicts.awake_adds, math.inf)
+        bare = base + verdicts.device_w + fragment_w * verdicts.bare_adds
+        return np.stack([awake, np.where(verdicts.bare_fits, bare, math.inf)])
+
+    def _lack_w(self, demand: Demand, load: float) -> Vector:
+        """What it is worth to put a member on a node of each class for the sake of the outlook, in W."""
+        split = self._split.get(demand)
+        if split is None or self.outlook is None:
+            return np.zeros(len(self.fleet.classes))
+        lack = _at(self.outlook.loads, split, load) - self._placed.get(demand, 0.0)
+        worth_w = _price(SPLIT_PRICE, load) * self._unit_w * max(1.0, demand.size)
+        return worth_w * np.clip(lack, -MOST_LACK, MOST_LACK)
+
+    def _cheapest(self, verdicts: Verdicts, costs: Vector) -> Spot | None:
+        least = costs.min()
+        if least == math.inf:
+            return None
+        ways, rows = np.nonzero(costs == least)
+        # Of equally good states the one whose first node comes first, a device in use before a bare one.
+        node, way, row = min(
+            (self.fleet.members[row][0], way, row) for way, row in zip(ways.tolist(), rows.tolist(), strict=True)
+        )
+        return self._spot(verdicts, costs, way, row, node)
+
+    def _cheapest_of(self, verdicts: Verdicts, costs: Vector, among: Vector, members: int) -> list[Spot]:
+        able: list[int] = np.flatnonzero(among < math.inf).tolist()
+        order = sorted(able, key=lambda row: (among[row], self.fleet.members[row][0]))
+        spots: list[Spot] = []
+        for row in order:
+            way = int(costs[:, row].argmin())
+            nodes = self.fleet.members[row][: members - len(spots)]
+            spots += [self._spot(verdicts, costs, way, row, node) for node in nodes]
+            if len(spots) == members:
+                break
+        return spots
+
+    def _spot(self, verdicts: Verdicts, costs: Vector, way: int, row: int, node: int) -> Spot:
+        slot = verdicts.bare_slot[row] if way else verdicts.awake_slot[row]
+        return Spot(node=node, slot=int(slot), cost=float(costs[way, row]))
+
+    def _put(self, demand: Demand, spot: Spot) -> MemberPlacement:
+        taken = self.fleet.take(spot.node, demand, spot.slot)
+        self._count(demand, spot.node, 1)
+        names = self.fleet.devices[spot.node]
+        return MemberPlacement(node=self.fleet.names[spot.node], devices=tuple(names[index] for index in taken))
+
+    def _count(self, demand: Demand, node: int, sign: int) -> None:
+        placed = self._placed.setdefault(demand, np.zeros(len(self.fleet.classes)))
+        placed[self.fleet.node_class[node]] += sign
+
+    def _kind(self, demand: Demand, node: int) -> str:
+        return self.fleet.classes[self.fleet.node_class[node]].kind if demand.devices else ""
+
+    def _chosen(self, job: Job, shape: int) -> tuple[int, Demand]:
+        return next(key for key, shapes in demands_of(job.shapes).items() if shape in shapes.values())
+
+
+def _mix(problem: Problem, outlook: Outlook | None) -> Mapping[Demand, float]:
+    """The demands to expect: those of the outlook, or without one those that run and wait."""
+    if outlook is None:
+        return count_demands([running.job for running in problem.running] + list(problem.jobs))
+    return {demand: sum(outlook.members[-1][t]) for t, demand in enumerate(outlook.demands)}
+
+
+def _split(outlook: Outlook | None, fleet: Fleet) -> dict[Demand, Vector]:
+    """For each demand of the outlook, the members by load and class of the fleet."""
+    if outlook is None:
+        return {}
+    split: dict[Demand, Vector] = {}
+    columns = {node: number for number, node in enumerate(outlook.classes)}
+    for t, demand in enumerate(outlook.demands):
+        table = np.array([level[t] for level in outlook.members])
+        split[demand] = np.stack(
+            [table[:, columns[node]] if node in columns else np.zeros(len(table)) for node in fleet.classes], axis=1
+        )
+    return split
+
+
+def _unit_w(fleet: Fleet, mix: Mapping[Demand, float]) -> float:
+    """The mean active draw of the fleet's devices under the mix, in W."""
+    watts: dict[str, float] = {}
+    for demand in mix:
+        for kind, active_w in zip(demand.kinds, demand.active_w, strict=True):
+            watts[kind] = max(watts.get(kind, 0.0), active_w)
+    devices = [(fleet.classes[number].kind, fleet.classes[number].devices) for number in fleet.node_class]
+    total = sum(count for _, count in devices)
+    return sum(watts.get(kind, 0.0) * count for kind, count in devices) / total if total else 0.0
+
+
+def _price(table: Sequence[tuple[float, float]], load: float) -> float:
+    loads, prices = zip(*table, strict=True)
+    return math.exp(float(np.interp(load, loads, np.log(prices))))
+
+
+def _at(loads: Sequence[float], split: Vector, load: float) -> Vector:
+    """Members by class at a load: in proportion between the loads of the outlook, from 0 below and beyond above."""
+    if load >= loads[-1]:
+        return split[-1] * (load / loads[-1])
+    upper = next(index for index, known in enumerate(loads) if load < known)
+    low = loads[upper - 1] if upper else 0.0
+    before = split[upper - 1] if upper else np.zeros_like(split[0])
+    part = (load - low) / (loads[upper] - low)
+    return before * (1 - part) + split[upper] * part

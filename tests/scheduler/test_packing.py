@@ -1,0 +1,198 @@
+"""Shares of devices, jobs without devices, and the price-guided placement of one arrival after the other."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler.classes import class_of, count_demands
+from scheduler.codec import decode_problem, encode_problem
+from scheduler.fluid import least_power
+from scheduler.packing import Packer
+from scheduler.plan import Outcome, Placement
+from scheduler.problem import Hold, Isolation, Job, Node, NodePower, Problem, Running, Shape
+from scheduler.solve import solve
+from scheduler.verify import verify
+from tests.builders import HOUR, job, node, problem, shape
+
+POWER = NodePower(base_w=100.0, socket_w=100.0, socket_millicores=16_000)
+
+
+def share(thousandths: int, *, isolation: Isolation = Isolation.NONE, **options: object) -> Shape:
+    return replace(shape(1, **options), share=thousandths, isolation=isolation)  # pyright: ignore[reportArgumentType]
+
+
+def without_devices(cores: int, memory: int = 1) -> Shape:
+    return replace(shape(1, cores=cores, memory=memory, active_w=0.0), devices=0, kind="")
+
+
+def places(of: Problem) -> dict[str, tuple[str, ...]]:
+    """Where each placed job of one member went: the node and its devices."""
+    return {placed.job: (placed.members[0].node, *placed.members[0].devices) for placed in solve(of).placements}
+
+
+def test_shares_meet_on_one_device_and_whole_jobs_keep_theirs() -> None:
+    jobs = [job("j1", share(600)), job("j2", share(400)), job("j3", shape(1)), job("j4", share(1, cores=1))]
+    where = places(problem([node("a", h100=2, power=POWER)], jobs))
+    assert where["j1"] == where["j2"]
+    assert where["j3"] != where["j1"]
+    assert "j4" not in where, "both devices are full"
+
+
+def test_a_share_that_nobody_can_give_says_so() -> None:
+    half = node("a", h100=1)
+    half = replace(half, devices=(replace(half.devices[0], free=500),))
+    plan = solve(problem([half], [job("j1", share(501)), job("j2", share(1, isolation=Isolation.MEMORY))]))
+    waiting, impossible = plan.verdicts
+    assert (waiting.outcome, impossible.outcome) == (Outcome.WAITING, Outcome.IMPOSSIBLE)
+    assert "501 thousandths of a h100" in waiting.reasons[0].message
+    assert "ask for at most 500" in waiting.reasons[0].message
+    assert impossible.reasons[0].code == "too_little_isolation"
+    assert "memory" in impossible.reasons[0].message
+
+
+def test_isolation_is_at_least_what_is_asked_for() -> None:
+    plain, parted = node("a", h100=1), node("b", h100=1)
+    parted = replace(parted, devices=(replace(parted.devices[0], isolation=Isolation.HARDWARE),))
+    assert places(problem([plain, parted], [job("j1", share(100, isolation=Isolation.MEMORY))]))["j1"][0] == "b"
+
+
+def test_a_job_without_devices_goes_where_no_device_is_stranded() -> None:
+    nodes = [node("a", h100=1, cores=32, power=POWER), node("b", h100=0, cores=32, power=POWER)]
+    nodes[1] = replace(nodes[1], devices=())
+    assert places(problem(nodes, [job("j1", without_devices(32)), job("j2", shape(1, cores=8))])) == {
+        "j1": ("b",),
+        "j2": ("a", "a-h100-0"),
+    }
+
+
+def test_of_several_kinds_the_one_that_draws_less() -> None:
+    nodes = [node("a", h100=1), node("b", t4=1)]
+    either = job("j1", shape(1, kind="h100", active_w=400.0), shape(1, kind="t4", active_w=60.0))
+    assert places(replace(problem(nodes, [either, job("j2", share(10))])))["j1"][0] == "b"
+
+
+def test_a_gang_beside_shares_stands_on_nodes_of_its_own() -> None:
+    nodes = [node(name, h100=2, power=POWER) for name in "abc"]
+    plan = solve(problem(nodes, [job("j1", share(500)), job("j2", shape(2, members=2))]))
+    gang = next(placed for placed in plan.placements if placed.job == "j2")
+    assert [member.node for member in gang.members] == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (share(0), "share is 0"),
+        (share(1001), "share is 1001"),
+        (replace(shape(2), share=500), "share is 500"),
+        (replace(shape(1), kind=""), "a kind goes with devices"),
+    ],
+)
+def test_shares_that_make_no_sense_are_refused(wrong: Shape, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        solve(problem([node("a", h100=2)], [job("j1", wrong)]))
+
+
+# What follows holds for every fleet.
+
+kinds = st.sampled_from(("h100", "t4"))
+shapes = st.one_of(
+    st.builds(
+        lambda devices, cores, kind: shape(devices, cores=cores, kind=kind), st.integers(1, 3), st.integers(0, 9), kinds
+    ),
+    st.builds(
+        lambda part, cores, kind: share(part, cores=cores, kind=kind), st.integers(1, 999), st.integers(0, 9), kinds
+    ),
+    st.builds(without_devices, st.integers(1, 9)),
+)
+
+
+@st.composite
+def fleets(draw: st.DrawFn) -> list[Node]:
+    machines: list[Node] = []
+    for number in range(draw(st.integers(1, 5))):
+        cores, kind = draw(st.sampled_from((8, 16, 20))), draw(kinds)
+        machines.append(node(f"n{number}", cores=cores, memory=4, power=POWER, **{kind: draw(st.integers(1, 3))}))
+    return machines
+
+
+@st.composite
+def packings(draw: st.DrawFn) -> Problem:
+    queue: Sequence[Job] = [
+        job(f"j{number}", *draw(st.lists(shapes, min_size=1, max_size=2)), priority=draw(st.sampled_from((0, 0, 5))))
+        for number in range(draw(st.integers(1, 12)))
+    ]
+    return problem(draw(fleets()), [*queue, job("j99", without_devices(1))])
+
+
+@given(packings())
+@settings(max_examples=25, deadline=None)
+def test_plans_pass_the_checker_and_do_not_depend_on_the_order(of: Problem) -> None:
+    plan = solve(of)
+    assert verify(of, plan) == []
+    turned = replace(of, nodes=of.nodes[::-1], jobs=of.jobs[::-1])
+    assert sorted(solve(turned).placements, key=lambda placed: placed.job) == sorted(
+        plan.placements, key=lambda placed: placed.job
+    )
+    assert decode_problem(encode_problem(of)) == of
+
+
+def after(of: Problem, running: list[tuple[Job, Placement]]) -> Problem:
+    """The problem as one would read it with these jobs running."""
+    nodes = {machine.id: machine for machine in of.nodes}
+    for one, placed in running:
+        taken = one.shapes[placed.shape]
+        for member in placed.members:
+            machine = nodes[member.node]
+            nodes[member.node] = replace(
+                machine,
+                free_millicores=machine.free_millicores - taken.millicores,
+                free_memory_bytes=machine.free_memory_bytes - taken.memory_bytes,
+                devices=tuple(
+                    replace(device, free=device.free - (taken.share if device.id in member.devices else 0))
+                    for device in machine.devices
+                ),
+            )
+    held = tuple(
+        Running(
+            job=one,
+            shape=placed.shape,
+            members=tuple(Hold(node=member.node, devices=member.devices) for member in placed.members),
+        )
+        for one, placed in running
+    )
+    return replace(of, nodes=tuple(nodes.values()), running=held)
+
+
+@given(packings(), st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_fleet_that_lived_through_changes_answers_like_one_read_afresh(of: Problem, data: st.DataObject) -> None:
+    packer = Packer(of)
+    running: list[tuple[Job, Placement]] = []
+    for one in of.jobs:
+        if running and data.draw(st.booleans()):
+            packer.stop(*running.pop(data.draw(st.integers(0, len(running) - 1))))
+        now = replace(after(of, running), jobs=of.jobs)
+        fresh = Packer(replace(now, running=()))  # the mix is that of the jobs, which must not count twice
+        expected = fresh.start(one)
+        assert packer.start(one) == expected
+        if expected is not None:
+            running.append((one, expected))
+
+
+@given(packings())
+@settings(max_examples=25, deadline=None)
+def test_no_packing_draws_less_than_the_fluid_one(of: Problem) -> None:
+    plan = solve(replace(of, jobs=tuple(replace(one, shapes=one.shapes[:1]) for one in of.jobs)))
+    placed = {entry.job for entry in plan.placements}
+    first = {one.id: replace(one, shapes=one.shapes[:1]) for one in of.jobs}
+    # Every job runs for an hour, so watts above idle are the work's joules by 3600 s.
+    drawn_w = plan.cost.work_j / HOUR
+    nodes: dict[object, int] = {}
+    for machine in of.nodes:
+        nodes[class_of(machine)] = nodes.get(class_of(machine), 0) + 1
+    fluid = least_power(nodes, count_demands(first[name] for name in sorted(placed)))  # pyright: ignore[reportArgumentType]
+    assert fluid.bound_w <= drawn_w + 1e-6 * max(1.0, drawn_w)
+    assert fluid.unplaced.sum() == pytest.approx(0.0, abs=1e-6)
