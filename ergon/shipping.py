@@ -1,8 +1,10 @@
 """Code on its way to the nodes, and outputs on their way back."""
 
+import contextlib
 import hashlib
 import io
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +54,9 @@ def fetch_output(client: Client, job_id: str, output: OutputView, folder: Path, 
         ErgonError: the folder cannot be used, the archive must not be unpacked, or a file is there already.
     """
     try:
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile() as archive:
+        with _gone_if_empty(folder if is_new else None), tempfile.TemporaryFile() as archive:
             hashed = hashlib.sha256()
             for block in client.output(job_id, output.member, epoch=output.epoch):
                 hashed.update(block)
@@ -65,3 +68,15 @@ def fetch_output(client: Client, job_id: str, output: OutputView, folder: Path, 
         raise ErgonError(f"{folder}: {error}") from error
     except OSError as error:
         raise ErgonError(f"{error.filename or folder} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _gone_if_empty(folder: Path | None) -> Iterator[None]:
+    """Remove the folder if what is inside breaks off before anything is in it."""
+    try:
+        yield
+    except BaseException:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise

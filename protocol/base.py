@@ -2,8 +2,22 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.config import JsonValue
+
+MAX_FIELDS = 1_000
+"""More than any message has."""
+
+
+def at_most(entries: int) -> BeforeValidator:
+    """Refuse a larger map as a whole: a complaint for each of a million entries would cost minutes and gigabytes."""
+    return BeforeValidator(lambda value: _within(value, entries))
+
+
+def _within(value: object, entries: int) -> object:
+    if isinstance(value, dict) and len(value) > entries:  # pyright: ignore[reportUnknownArgumentType]
+        raise ValueError(f"there may be {entries} entries at most, and these are {len(value)}")  # pyright: ignore[reportUnknownArgumentType]
+    return value  # pyright: ignore[reportUnknownVariableType]
 
 
 class Message(BaseModel):
@@ -12,6 +26,11 @@ class Message(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="null", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: object) -> object:
+        return _within(value, MAX_FIELDS)
 
 
 class View(Message):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from protocol.base import Kind, Message, Name, View, example
+from protocol.base import Kind, Message, Name, View, at_most, example
 from protocol.states import AttemptState, EndReason, JobState
 
 MAX_NODES = 100_000
@@ -35,7 +35,7 @@ class Recipe(Message):
     """A training program that ships with Ergon, and its options."""
 
     name: Name = Field(description="Name of the recipe, such as `digits-mlp`.")
-    options: dict[Name, bool | int | float | Argument] = Field(
+    options: Annotated[dict[Name, bool | int | float | Argument], at_most(200)] = Field(
         default={}, max_length=200, description="Options of the recipe, such as `{'epochs': 20}`."
     )
 
@@ -72,7 +72,7 @@ class JobSpec(Message):
         default=None, min_length=1, max_length=4_096, description="Program and arguments, started once per rank."
     )
     recipe: Recipe | None = Field(default=None, description="A recipe instead of a command.")
-    env: dict[VariableName, Argument] = Field(
+    env: Annotated[dict[VariableName, Argument], at_most(1_000)] = Field(
         default={}, max_length=1_000, description="Environment variables for every rank."
     )
 
@@ -95,7 +95,7 @@ class JobSpec(Message):
         max_length=4_096,
         description="Requirements file inside the code. An environment with them is built once on each node.",
     )
-    datasets: dict[DatasetName, Argument] = Field(
+    datasets: Annotated[dict[DatasetName, Argument], at_most(100)] = Field(
         default={},
         max_length=100,
         description="Data by name: an absolute path on the node, or a URL that is fetched once per node. Ranks find it "

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
-from protocol.base import Count, Index, Kind, Message, Name, Seconds, Text, View, example
+from protocol.base import Count, Index, Kind, Message, Name, Seconds, Text, View, at_most, example
 from protocol.jobs import MAX_MEMORY_BYTES
 from protocol.states import DeviceCondition, NodeState
 
@@ -49,7 +49,7 @@ class NodeReport(Message):
     )
     memory_bytes: int = Field(gt=0, le=MAX_MEMORY_BYTES, description="Main memory this agent offers in bytes.")
     devices: list[DeviceReport] = Field(max_length=4_096)
-    labels: dict[Name, Text] = Field(default={}, max_length=100)
+    labels: Annotated[dict[Name, Text], at_most(100)] = Field(default={}, max_length=100)
     containment: Containment = Field(
         default="none",
         description="How the processes of an attempt are kept together, so that none is missed when it is killed; with "

@@ -32,6 +32,9 @@ from service.settings import Settings, SettingsError
 
 log = logging.getLogger("service")
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+"""Between two tries to start a database that has ended by itself."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one process of the service; its exit code. 2 means that something must be put right first."""
@@ -83,10 +86,18 @@ def _database(settings: Settings, _: argparse.Namespace) -> int:
         check_complete(server.url)
         migrate.upgrade(server.url)
         _ready("database")
+        pause_s = FIRST_PAUSE_S
         while not stopped.is_set():
-            if (code := server.wait(0.2)) is not None:
-                log.error("PostgreSQL ended by itself with code %d and is started again", code)
+            if (code := server.wait(0.2)) is None:
+                pause_s = FIRST_PAUSE_S
+                continue
+            log.error("PostgreSQL ended by itself with code %d and is started again", code)
+            try:
                 server.restart()
+            except PostgresError as error:  # never given up: jobs run on, and a full disk has room again some day
+                log.error("PostgreSQL does not start, next try in %g s: %s", pause_s, error)
+                stopped.wait(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     return 0
 
 

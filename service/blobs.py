@@ -4,12 +4,13 @@ A blob's name is fresh each time and its row in the database is written after it
 what a crash leaves behind is never read.
 """
 
+import errno
 from collections.abc import Iterator
 from typing import IO, Any
 
 from fsspec.core import url_to_fs  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
-from service.refusals import Unavailable
+from service.refusals import NoSpace, Refusal, Unavailable
 from service.settings import Settings, SettingsError
 
 BLOCK_BYTES = 1 << 20
@@ -20,7 +21,9 @@ class NoBlob(Unavailable):
 
 
 class Blobs:
-    """The store of one cluster. Every method raises Unavailable if the store does not do as told."""
+    """The store of one cluster. Every method raises Unavailable if the store does not do as told, NoSpace if it is
+    full.
+    """
 
     def __init__(self, url: str) -> None:
         """`url` is any that fsspec understands, or a folder.
@@ -96,5 +99,10 @@ def _blocks(file: Any) -> Iterator[bytes]:
         raise _unavailable(error) from error
 
 
-def _unavailable(error: OSError) -> Unavailable:
+def _unavailable(error: OSError) -> Refusal:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(
+            "the store of code and outputs is full and nothing of this was kept; an administrator has to make room at "
+            "ERGON_STORE_URL (the folder `store` of the data folder by default), then send it again"
+        )
     return Unavailable(f"the store of code and outputs does not work ({error.strerror or error}); see ERGON_STORE_URL")

@@ -34,7 +34,7 @@ FALLBACK_USERS = ("postgres", "nobody")
 START_TIMEOUT_S = 120.0
 """A server that was killed replays its log before it answers; this is how long that may take."""
 STOP_TIMEOUT_S = 30.0
-RESTART_TRIES, RESTART_PAUSE_S = 60, 0.5
+RESTART_TRIES, RESTART_PAUSE_S = 20, 0.5
 """A process of a killed server that is in the middle of a statement keeps the folder until that is over."""
 MAX_SOCKET_PATH = 107
 """Longest path of a Unix socket on Linux, in bytes."""
@@ -123,7 +123,11 @@ class EmbeddedPostgres:
         return None
 
     def restart(self) -> None:
-        """Start the server again after it has ended by itself. Raises PostgresError."""
+        """Start the server again after it has ended by itself.
+
+        Raises:
+            PostgresError: it does not start within a few seconds. On a full disk it does once there is room again.
+        """
         for left in range(RESTART_TRIES, -1, -1):
             self._stop_leftover()
             try:

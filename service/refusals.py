@@ -192,6 +192,12 @@ class UnknownIncarnation(Refusal):
     title = "The registration is not known any more"
 
 
+class NoSpace(Refusal):
+    status = 507
+    kind = "no-space"
+    title = "The disk of the service is full"
+
+
 class Unavailable(Refusal):
     status = 503
     kind = "unavailable"

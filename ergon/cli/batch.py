@@ -7,16 +7,20 @@ import typer
 
 from ergon.cli.jobfile import schema
 from ergon.cli.jobs import describe_request, say_end
-from ergon.cli.output import line, note, write_json
+from ergon.cli.output import line, note, told_on_interrupt, write_json
 from ergon.client import Client
 from protocol.batch import MAX_DRY_RUN, BatchItem, DryRunItem
 from protocol.jobs import JobSpec
 from protocol.states import JobState
 
+MAYBE_SUBMITTED = "it may have been submitted; `ergon jobs` tells"
+"""To say of a submission that was broken off before the answer."""
+
 
 def submit_batch(client: Client, specs: Sequence[JobSpec], *, wait: bool, as_json: bool) -> int:
     """Submit jobs, all or none. The ids of jobs and arrays go to standard output, one a line."""
-    items = client.submit_many(specs).items
+    with told_on_interrupt(MAYBE_SUBMITTED):
+        items = client.submit_many(specs).items
     for item in items:
         if as_json:
             write_json(item)
@@ -24,7 +28,10 @@ def submit_batch(client: Client, specs: Sequence[JobSpec], *, wait: bool, as_jso
             line(item.id)
     if not as_json:
         note(_summary(items))
-    return _wait_for(client, items, specs) if wait else 0
+    if not wait:
+        return 0
+    with told_on_interrupt("the jobs go on; `ergon jobs` shows them, `ergon cancel` ends them"):
+        return _wait_for(client, items, specs)
 
 
 def _wait_for(client: Client, items: Sequence[BatchItem], specs: Sequence[JobSpec]) -> int:

@@ -1,5 +1,6 @@
 """`ergon jobs`, `show`, `logs` and `cancel`."""
 
+import contextlib
 import itertools
 import sys
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,7 @@ from ergon.cli.output import (
     local_time,
     note,
     table,
+    told_on_interrupt,
     write_json,
     write_json_lines,
 )
@@ -214,7 +216,8 @@ def logs(
     as_json: Json = False,
 ) -> None:
     """What the ranks have written. Every line carries its rank if there are several."""
-    with Client() as client:
+    told = told_on_interrupt(goes_on(job_id)) if follow else contextlib.nullcontext()
+    with Client() as client, told:
         read = client.follow_logs if follow else client.logs
         pieces = read(job_id, rank=rank, stream=stream)
         if as_json:
@@ -224,6 +227,11 @@ def logs(
             if job.output_deleted:
                 note(f"what {job_id} wrote was kept as long as the service keeps it, and is deleted")
             print_logs(pieces, prefix=rank is None and job.spec.nodes * job.spec.ranks > 1)
+
+
+def goes_on(job_id: str) -> str:
+    """To say of a job that nobody waits for any more."""
+    return f"the job goes on; see it with `ergon logs -f {job_id}`, end it with `ergon cancel {job_id}`"
 
 
 def print_logs(pieces: Iterable[LogView], *, prefix: bool) -> None:

@@ -1,9 +1,10 @@
 """What commands print with: tables and lines for people, JSON for programs, nothing that steers a terminal."""
 
+import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Annotated
 
@@ -46,6 +47,16 @@ def complain(message: str) -> None:
 def note(message: str) -> None:
     """A line on stderr that is neither a result nor an error."""
     typer.echo(clean_line(message), err=True)
+
+
+@contextlib.contextmanager
+def told_on_interrupt(message: str) -> Iterator[None]:
+    """Inside, Ctrl-C first tells what has become of things, on stderr."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(message)
+        raise
 
 
 def line(text: str = "") -> None:

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from ergon.cli.batch import submit_batch, try_out
+from ergon.cli.batch import MAYBE_SUBMITTED, submit_batch, try_out
 from ergon.cli.jobfile import read_jobs
-from ergon.cli.jobs import print_logs, say_end
-from ergon.cli.output import Json, line, note, write_json
+from ergon.cli.jobs import goes_on, print_logs, say_end
+from ergon.cli.output import Json, line, note, told_on_interrupt, write_json
 from ergon.cli.units import parse_duration, parse_size, show_size
 from ergon.client import Client
 from ergon.errors import ErgonError
@@ -190,7 +190,8 @@ def submit(
 
 
 def _run(client: Client, spec: JobSpec, *, wait: bool, follow: bool, as_json: bool) -> int:
-    job = client.submit(spec)
+    with told_on_interrupt(MAYBE_SUBMITTED):
+        job = client.submit(spec)
     if not as_json:
         line(job.id)
         note(first_words(job))
@@ -198,13 +199,10 @@ def _run(client: Client, spec: JobSpec, *, wait: bool, follow: bool, as_json: bo
         if as_json:
             write_json(job)
         return 0
-    try:
+    with told_on_interrupt(goes_on(job.id)):
         if follow:
             print_logs(client.follow_logs(job.id), prefix=spec.nodes * spec.ranks > 1)
         job = client.wait(job.id)
-    except KeyboardInterrupt:
-        note(f"the job goes on; see it with `ergon logs -f {job.id}`, end it with `ergon cancel {job.id}`")
-        raise
     if as_json:
         write_json(job)
     else:

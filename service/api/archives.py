@@ -20,6 +20,7 @@ from service.blobs import BLOCK_BYTES, Blobs
 from service.refusals import (
     ArchiveQuota,
     Invalid,
+    NoSpace,
     OutputExists,
     UnknownArchive,
     UnknownAttempt,
@@ -59,7 +60,7 @@ def look_up_archive(sha256: Digest, parts: PartsDep, person: PersonDep) -> Respo
     return Response(status_code=204)
 
 
-@router.put("/v1/archives/{sha256}", status_code=204, responses=refused(ArchiveQuota), openapi_extra=BODY)
+@router.put("/v1/archives/{sha256}", status_code=204, responses=refused(ArchiveQuota, NoSpace), openapi_extra=BODY)
 async def put_archive(
     sha256: Digest, request: Request, parts: PartsDep, blobs: BlobsDep, person: PersonDep
 ) -> Response:
@@ -87,7 +88,7 @@ def get_archive(sha256: Digest, parts: PartsDep, blobs: BlobsDep, node: NodeDep)
 @router.put(
     "/v1/agent/attempts/{attempt}/outputs/{member}",
     status_code=204,
-    responses=refused(UnknownAttempt, OutputExists),
+    responses=refused(UnknownAttempt, OutputExists, NoSpace),
     openapi_extra=BODY,
 )
 async def put_output(

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from psycopg.errors import DiskFull
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
@@ -27,6 +28,7 @@ TITLES = {
 }
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 UNKNOWN_HOST = "The request is meant for another host"
+SEND_AGAIN = "nothing was changed or your request will be recognised when sent again"
 UNREADABLE = "the body cannot be read: send JSON in UTF-8, not nested a thousand deep, with numbers of sensible length"
 
 LINES_MEDIA_TYPE = "application/x-ndjson"
@@ -111,9 +113,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(OperationalError)
     @app.exception_handler(PoolTimeout)
     def database(_: Request, error: Exception) -> JSONResponse:
-        log.warning("the database does not answer: %s", error)
-        detail = "the database does not answer; nothing was changed or your request will be recognised when sent again"
-        return refusal(_, Unavailable(detail))
+        cause = (
+            error.orig if isinstance(error, OperationalError) else error
+        )  # without the statement: it has users' data
+        log.warning("the database does not do as told: %s", cause)
+        why = "the disk of the database is full" if isinstance(cause, DiskFull) else "the database does not answer"
+        return refusal(_, Unavailable(f"{why}; {SEND_AGAIN}"))
 
     @app.exception_handler(Exception)
     def surprise(request: Request, error: Exception) -> JSONResponse:

@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -521,21 +519,6 @@ def test_doctor_names_packages_that_are_missing(
 
 
 COMMAND = [sys.executable, "-c", "import sys; from ergon.cli.main import main; sys.exit(main())"]
-
-
-def test_ctrl_c_leaves_quietly_with_130(service: HttpService) -> None:
-    service.hold = threading.Event()
-    service.answer("GET /v1/jobs/j1", a_job(state=JobState.RUNNING))
-    service.lines("GET /v1/jobs/j1/logs", a_piece("hello\n"))
-    with subprocess.Popen(
-        [*COMMAND, "logs", "-f", "j1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "hello\n"
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate()
-    assert process.returncode == 130
-    assert err == "ergon: interrupted\n"
 
 
 def test_a_reader_that_leaves_early_is_no_error(service: HttpService) -> None:

@@ -1,17 +1,24 @@
 """Code and outputs over HTTP: who may store and see what, and that nothing wrong is kept."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import Engine
 
 from protocol.jobs import AttemptView
 from protocol.states import AttemptState
 from service import archives as use_cases
 from service.api import limits
+from service.api.app import create_app
+from service.api.deps import Parts
+from service.api.hub import Hub
+from service.settings import Settings
 from tests.service.cluster import Cluster
 from tests.service.conftest import bearer
+from tests.tmpfs import needs_root, small_disk
 
 CODE = b"an archive, as far as the service can tell"
 Headers = dict[str, str]
@@ -55,6 +62,27 @@ def test_a_body_that_is_not_its_digest_leaves_nothing(client: TestClient, cluste
     assert digest_of(CODE) in answer.json()["detail"]
     assert blobs(cluster) == []
     assert client.head(f"/v1/archives/{digest_of(b'other')}").status_code == 404
+
+
+@needs_root
+def test_a_full_store_says_so_and_keeps_nothing_half(engine: Engine, tmp_path: Path) -> None:
+    with small_disk(4) as disk:
+        cluster = Cluster(engine=engine, settings=Settings(data_dir=tmp_path, store_url=str(disk.folder / "store")))
+        cluster.person("alice")
+        parts = Parts(
+            engine=engine, settings=cluster.settings, hub=Hub(), now=lambda: cluster.now, new_id=cluster.new_id
+        )
+        code = os.urandom(3 << 20)
+        with TestClient(create_app(parts), "http://127.0.0.1", headers=bearer(cluster.tokens["alice"])) as client:
+            disk.fill(leave=1 << 20)
+            answer = client.put(f"/v1/archives/{digest_of(code)}", content=code)
+            assert kind_of(answer) == (507, "no-space")
+            assert "ERGON_STORE_URL" in answer.json()["detail"]
+            assert client.head(f"/v1/archives/{digest_of(code)}").status_code == 404
+            assert [path for path in (disk.folder / "store").rglob("*") if path.is_file()] == []
+            assert client.get("/readyz").status_code == 200
+            disk.make_room()
+            assert upload(client, code) == digest_of(code)
 
 
 def test_a_long_body_is_taken_up_to_the_limit(

@@ -119,6 +119,7 @@ NO_OBJECTS: list[tuple[bytes, str]] = [
     (b'{"nodes":' + b"9" * 5_000 + b"}", ""),
     (b"[" * 100_000, ""),
     (b'{"env":' * 100_000 + b"1" + b"}" * 100_000, ""),
+    (b"[" + b"1," * 1_000_000 + b"1]", "send a JSON object"),
 ]
 
 

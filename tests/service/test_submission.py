@@ -80,6 +80,31 @@ def test_a_batch_that_is_none_is_refused(client: TestClient, body: object) -> No
     assert client.post("/v1/jobs/batch", json=body).status_code == 422
 
 
+MILLION = 1_000_000
+FLOODS: list[tuple[str, object, str]] = [
+    ("/v1/jobs/batch", {"jobs": [1] * MILLION}, "jobs"),
+    ("/v1/jobs", {"command": ["x"] * MILLION}, "command"),
+    ("/v1/jobs", TRUE | {"device_kinds": [1] * MILLION}, "device_kinds"),
+    ("/v1/jobs", TRUE | {"env": {str(n): 1 for n in range(200_000)}}, "env"),
+    ("/v1/jobs", {"recipe": {"name": "r", "options": {str(n): 1 for n in range(200_000)}}}, "recipe.options"),
+    ("/v1/jobs", TRUE | {str(n): 1 for n in range(200_000)}, "body"),
+    ("/v1/jobs", TRUE | {"array": {"count": MILLION}}, "array.count"),
+]
+
+
+def test_a_million_of_anything_is_one_complaint(
+    client: TestClient, cluster: Cluster, subtests: pytest.Subtests
+) -> None:
+    """One for each entry would take minutes and gigabytes."""
+    for path, body, field in FLOODS:
+        with subtests.test(path=path, field=field):
+            answer = client.post(path, json=body)
+            assert answer.status_code == 422
+            assert [error["field"] for error in answer.json()["errors"]] == [field]
+            assert len(answer.content) < 2_000
+            assert cluster.row_counts()["jobs"] == 0
+
+
 def test_a_batch_sent_again_is_recognised(client: TestClient, cluster: Cluster) -> None:
     specs = [{"name": "a"}, {"array": {"count": 2}}]
     first = batch(client, *specs, key="k")
