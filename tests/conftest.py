@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from sqlalchemy import Engine
 
 from service import migrate
@@ -16,6 +17,9 @@ from service.postgres import DATABASE, EmbeddedPostgres
 from tests import podman
 
 _numbers = itertools.count()
+
+settings.register_profile("no-timing", deadline=None)  # how long an example takes says more about the machine
+settings.load_profile("no-timing")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ the freezer of v1. Nothing here limits what a group may use.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -49,8 +50,7 @@ class Group:
     def is_empty(self) -> bool:
         """Whether no process is left inside, as the kernel sees it. A zombie counts as gone."""
         try:
-            with open(f"{self.path}/cgroup.events", encoding="ascii") as file:
-                return "populated 0" in file.read()
+            return "populated 0" in _read(f"{self.path}/cgroup.events")
         except FileNotFoundError:
             return not self._pids()
 
@@ -168,13 +168,26 @@ def own_group(*, unified: bool) -> str | None:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="utf-8") as file:
+    with _gone_is_not_found(), open(path, encoding="utf-8") as file:
         return file.read().strip()
 
 
 def _write(path: str, text: str) -> None:
-    file = os.open(path, os.O_WRONLY)
+    with _gone_is_not_found():
+        file = os.open(path, os.O_WRONLY)
+        try:
+            os.write(file, text.encode())
+        finally:
+            os.close(file)
+
+
+@contextlib.contextmanager
+def _gone_is_not_found() -> Iterator[None]:
+    """A supervisor and an agent may empty the same group: of one that the other removes while a file of it is open,
+    the kernel says ENODEV."""
     try:
-        os.write(file, text.encode())
-    finally:
-        os.close(file)
+        yield
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+        raise

@@ -1,5 +1,7 @@
 """Control groups of the kernel, both kinds: what is inside dies, wherever it hides, and nothing else does."""
 
+import builtins
+import functools
 import os
 import signal
 import subprocess
@@ -68,6 +70,24 @@ def test_a_group_that_does_not_exist_is_empty(groups):
     assert absent.is_empty()
     assert groups.attempts() == []
     assert groups.every_group("never") == []
+
+
+def test_a_group_that_another_process_removes_at_that_moment_is_empty(group, monkeypatch):
+    """Supervisor and agent may be emptying the same group: its files are open, then it is gone."""
+
+    def removed_once_it_is_open(opener, path, *args, **options):
+        file = opener(path, *args, **options)
+        if str(path).startswith(group.path):
+            group.remove()
+        return file
+
+    for module, name in ((builtins, "open"), (os, "open")):
+        monkeypatch.setattr(module, name, functools.partial(removed_once_it_is_open, getattr(module, name)))
+    group.kill()
+    assert not os.path.exists(group.path), "or this test shows nothing"
+    group.make()
+    assert group.is_empty()
+    assert not os.path.exists(group.path), "or this test shows nothing"
 
 
 def test_a_group_is_found_by_its_attempt_whichever_agent_made_it(groups, group):
