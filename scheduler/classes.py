@@ -43,6 +43,11 @@ def demands_of(shapes: Sequence[Shape]) -> dict[tuple[int, Demand], dict[str, in
     return {(members, _demand(shapes, kinds)): kinds for (members, *_), kinds in groups.items()}
 
 
+def demand_of(job: Job, shape: int) -> Demand:
+    """The demand that a job's shape belongs to."""
+    return next(demand for (_, demand), kinds in demands_of(job.shapes).items() if shape in kinds.values())
+
+
 def count_demands(jobs: Iterable[Job]) -> dict[Demand, float]:
     """How often each demand occurs among the members of the jobs; a job of several counts with its first."""
     counts: dict[Demand, float] = {}

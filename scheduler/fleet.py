@@ -106,7 +106,7 @@ class Fleet:
         self._keys: dict[int, tuple[int, ...]] = {}
         self._vacant = list(range(rows))[::-1]
         self._clock = 0
-        self.row_of = [0] * len(ordered)
+        self.row_of: Ints = np.zeros(len(ordered), dtype=np.int64)
         self._cores = [node.free_millicores for node in ordered]
         self._memory = [node.free_memory_bytes for node in ordered]
         for index in range(len(ordered)):
@@ -143,21 +143,40 @@ class Fleet:
         self._change(node, demand, taken, 1)
         return taken
 
+    def take_exactly(self, node: int, demand: Demand, taken: Sequence[int]) -> None:
+        """Puts a member on just these devices of a node."""
+        self._change(node, demand, taken, 1)
+
     def give_back(self, node: int, demand: Demand, taken: Sequence[int]) -> None:
         """Takes a member off a node again."""
         self._change(node, demand, taken, -1)
 
-    def state_after(self, node: int, demand: Demand, taken: Sequence[int]) -> tuple[float, int]:
-        """What taking the member off the node would save: W of its sockets, fragments."""
-        model = self.classes[self.node_class[node]]
-        cores = self._cores[node] + demand.millicores
-        slots = np.zeros((1, self.width), dtype=np.int64)
-        slots[0, : len(self.free[node])] = self.free[node]
-        for index in taken:
-            slots[0, index] += demand.share
-        after = self._fragments(np.array([self.node_class[node]]), np.array([cores]), slots)[0]
-        sockets = model.awake(self._cores[node]) - model.awake(cores)
-        return sockets * model.socket_w, int(self.fragments[self.row_of[node]] - after)
+    def saved(self, residents: Sequence[tuple[int, Demand, Sequence[int]]]) -> tuple[Vector, Ints]:
+        """What taking each of these members (node, demand, indices of its devices) off its node would save, one at a
+        time: W, and fragments in `PARTS` of thousandths.
+        """
+        nodes = np.array([node for node, _, _ in residents], dtype=np.int64)
+        rows = self.row_of[nodes]
+        watts = np.zeros(len(residents))
+        slots = self.slots[rows]
+        for number, (node, demand, taken) in enumerate(residents):
+            model = self.classes[self.node_class[node]]
+            free = self._cores[node]
+            watts[number] = model.socket_w * (model.awake(free) - model.awake(free + demand.millicores))
+            if demand.shared:
+                left = self.free[node][taken[0]]
+                slots[number, list(slots[number]).index(left)] = left + demand.share
+                watts[number] += demand.watts(model.kind) if left + demand.share == WHOLE_DEVICE else 0.0
+            elif demand.devices:
+                # The devices it holds have nothing left: they are among the last of the state's.
+                slots[number, model.devices - demand.devices : model.devices] = WHOLE_DEVICE
+                watts[number] += demand.devices * demand.watts(model.kind)
+        cores = self.cores[rows] + np.array([demand.millicores for _, demand, _ in residents])
+        return watts, self.fragments[rows] - self._fragments(self.row_class[rows], cores, slots)
+
+    def free_host(self, node: int) -> tuple[int, int]:
+        """Thousandths of a core and bytes that are free on a node."""
+        return self._cores[node], self._memory[node]
 
     def _change(self, node: int, demand: Demand, taken: Sequence[int], sign: int) -> None:
         self._leave(node)
@@ -190,7 +209,7 @@ class Fleet:
         self.row_of[node] = row
 
     def _leave(self, node: int) -> None:
-        row = self.row_of[node]
+        row = int(self.row_of[node])
         self.members[row].remove(node)
         self.counts[row] -= 1
         if not self.counts[row]:

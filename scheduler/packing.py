@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.classes import count_demands, demands_of
+from scheduler.classes import count_demands, demand_of, demands_of
 from scheduler.demand import WHOLE_DEVICE, Demand, Outlook
 from scheduler.feasibility import takes_work
 from scheduler.fleet import PARTS, Fleet, Verdicts
@@ -35,6 +35,9 @@ MOST_LACK = 2.0
 """Members that a class is considered to lack, or have too many of, at most: the outlook is an expectation."""
 
 
+NO_NODE = -1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spot:
     """Where one member goes: a node, a share's slot in its state, and the cost in W."""
@@ -44,27 +47,46 @@ class Spot:
     cost: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resident:
+    """A job of one member that is on the fleet: what it asked for, its node, and the indices of its devices there."""
+
+    job: Job
+    shape: int
+    demand: Demand
+    node: int
+    taken: tuple[int, ...]
+
+
 class Packer:
-    """A fleet with the jobs on it. What it answers depends on the state alone, not on how the state came about."""
+    """A fleet with the jobs on it. What it answers depends on the state alone, not on how the state came about.
+
+    `residents` are the jobs of one member, by id: those that can be moved.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.outlook = problem.outlook[0] if problem.outlook else None
-        self.fleet = Fleet([node for node in problem.nodes if takes_work(node)], _mix(problem, self.outlook))
+        mix = _mix(problem, self.outlook)
+        self.fleet = Fleet([node for node in problem.nodes if takes_work(node)], mix)
+        self.unit_w = _unit_w(self.fleet, mix)
+        self.residents: dict[str, Resident] = {}
         self._index = {name: number for number, name in enumerate(self.fleet.names)}
         self._split = _split(self.outlook, self.fleet)
-        self._unit_w = _unit_w(self.fleet, _mix(problem, self.outlook))
         self._placed: dict[Demand, Vector] = {}
         for running in problem.running:
-            _, demand = self._chosen(running.job, running.shape)
+            demand = demand_of(running.job, running.shape)
             for member in running.members:
                 if member.node in self._index:
-                    self._count(demand, self._index[member.node], 1)
+                    node = self._index[member.node]
+                    self._count(demand, node, 1)
+                    if len(running.members) == 1:
+                        self._settle(running.job, running.shape, demand, node, member.devices)
 
-    def start(self, job: Job) -> Placement | None:
-        """Starts the job where it costs least, and says where; None if it does not fit now."""
+    def start(self, job: Job, avoid: int = NO_NODE) -> Placement | None:
+        """Starts the job where it costs least, but not on node `avoid`, and says where; None if it does not fit now."""
         best: tuple[float, Demand, int, list[Spot]] | None = None
         for (members, demand), shapes in demands_of(job.shapes).items():
-            for kind, spots in self._offers(demand, members):
+            for kind, spots in self._offers(demand, members, avoid):
                 cost = sum(spot.cost for spot in spots)
                 if best is None or cost < best[0]:
                     best = (cost, demand, shapes[kind], spots)
@@ -72,23 +94,59 @@ class Packer:
             return None
         _, demand, shape, spots = best
         members = tuple(self._put(demand, spot) for spot in spots)
+        if len(spots) == 1:
+            self._settle(job, shape, demand, spots[0].node, members[0].devices)
         return Placement(job=job.id, shape=shape, members=members)
 
     def stop(self, job: Job, placement: Placement) -> None:
         """Takes a job off the fleet again."""
-        _, demand = self._chosen(job, placement.shape)
+        demand = demand_of(job, placement.shape)
         for member in placement.members:
             node = self._index[member.node]
             taken = [self.fleet.devices[node].index(device) for device in member.devices]
             self.fleet.give_back(node, demand, taken)
             self._count(demand, node, -1)
+        self.residents.pop(job.id, None)
 
-    def _offers(self, demand: Demand, members: int) -> list[tuple[str, list[Spot]]]:
+    def put_back(self, resident: Resident) -> None:
+        """Puts a resident that was stopped back where it was."""
+        self.fleet.take_exactly(resident.node, resident.demand, resident.taken)
+        self._count(resident.demand, resident.node, 1)
+        self.residents[resident.job.id] = resident
+
+    def placement_of(self, resident: Resident) -> Placement:
+        """Where a resident is, in the plan's words."""
+        names = self.fleet.devices[resident.node]
+        member = MemberPlacement(
+            node=self.fleet.names[resident.node], devices=tuple(names[index] for index in resident.taken)
+        )
+        return Placement(job=resident.job.id, shape=resident.shape, members=(member,))
+
+    def least_cost(self, demand: Demand, avoid: int = NO_NODE) -> Spot | None:
+        """The cheapest place for one member, not on node `avoid`; None if there is none."""
+        verdicts = self.fleet.judge(demand)
+        return self._cheapest(verdicts, self._costs(demand, verdicts), avoid)
+
+    def fragment_w(self) -> float:
+        """Price of a fragment, in W for one of `PARTS` of a thousandth, at the present load."""
+        return _price(FRAGMENT_PRICE, self.fleet.load()) * self.unit_w / (PARTS * WHOLE_DEVICE)
+
+    def lack_w(self, demand: Demand) -> Vector:
+        """What it is worth to have one more member on a node of each class for the sake of the outlook, in W."""
+        split = self._split.get(demand)
+        if split is None or self.outlook is None:
+            return np.zeros(len(self.fleet.classes))
+        load = self.fleet.load()
+        lack = _at(self.outlook.loads, split, load) - self._placed.get(demand, 0.0)
+        worth_w = _price(SPLIT_PRICE, load) * self.unit_w * max(1.0, demand.size)
+        return worth_w * np.clip(lack, -MOST_LACK, MOST_LACK)
+
+    def _offers(self, demand: Demand, members: int, avoid: int) -> list[tuple[str, list[Spot]]]:
         """The cheapest nodes for a gang, by the kind its devices would be of."""
         verdicts = self.fleet.judge(demand)
         costs = self._costs(demand, verdicts)
         if members == 1:
-            spot = self._cheapest(verdicts, costs)
+            spot = self._cheapest(verdicts, costs, avoid)
             return [] if spot is None else [(self._kind(demand, spot.node), [spot])]
         offers: list[tuple[str, list[Spot]]] = []
         kinds = np.array([node.kind for node in self.fleet.classes])[self.fleet.row_class]
@@ -101,30 +159,23 @@ class Packer:
 
     def _costs(self, demand: Demand, verdicts: Verdicts) -> Vector:
         """What a member costs on each state in W: first on a device in use, then on bare ones; inf where it cannot."""
-        load = self.fleet.load()
-        fragment_w = _price(FRAGMENT_PRICE, load) * self._unit_w / (PARTS * WHOLE_DEVICE)
-        base = verdicts.socket_w - self._lack_w(demand, load)[self.fleet.row_class]
+        fragment_w = self.fragment_w()
+        base = verdicts.socket_w - self.lack_w(demand)[self.fleet.row_class]
         awake = np.where(verdicts.awake_fits, base + fragment_w * verdicts.awake_adds, math.inf)
         bare = base + verdicts.device_w + fragment_w * verdicts.bare_adds
         return np.stack([awake, np.where(verdicts.bare_fits, bare, math.inf)])
 
-    def _lack_w(self, demand: Demand, load: float) -> Vector:
-        """What it is worth to put a member on a node of each class for the sake of the outlook, in W."""
-        split = self._split.get(demand)
-        if split is None or self.outlook is None:
-            return np.zeros(len(self.fleet.classes))
-        lack = _at(self.outlook.loads, split, load) - self._placed.get(demand, 0.0)
-        worth_w = _price(SPLIT_PRICE, load) * self._unit_w * max(1.0, demand.size)
-        return worth_w * np.clip(lack, -MOST_LACK, MOST_LACK)
-
-    def _cheapest(self, verdicts: Verdicts, costs: Vector) -> Spot | None:
+    def _cheapest(self, verdicts: Verdicts, costs: Vector, avoid: int) -> Spot | None:
+        if avoid != NO_NODE and self.fleet.counts[self.fleet.row_of[avoid]] == 1:
+            costs[:, self.fleet.row_of[avoid]] = math.inf
         least = costs.min()
         if least == math.inf:
             return None
         ways, rows = np.nonzero(costs == least)
         # Of equally good states the one whose first node comes first, a device in use before a bare one.
         node, way, row = min(
-            (self.fleet.members[row][0], way, row) for way, row in zip(ways.tolist(), rows.tolist(), strict=True)
+            (next(node for node in self.fleet.members[row] if node != avoid), way, row)
+            for way, row in zip(ways.tolist(), rows.tolist(), strict=True)
         )
         return self._spot(verdicts, costs, way, row, node)
 
@@ -150,15 +201,16 @@ class Packer:
         names = self.fleet.devices[spot.node]
         return MemberPlacement(node=self.fleet.names[spot.node], devices=tuple(names[index] for index in taken))
 
+    def _settle(self, job: Job, shape: int, demand: Demand, node: int, devices: Sequence[str]) -> None:
+        taken = tuple(self.fleet.devices[node].index(device) for device in devices)
+        self.residents[job.id] = Resident(job=job, shape=shape, demand=demand, node=node, taken=taken)
+
     def _count(self, demand: Demand, node: int, sign: int) -> None:
         placed = self._placed.setdefault(demand, np.zeros(len(self.fleet.classes)))
         placed[self.fleet.node_class[node]] += sign
 
     def _kind(self, demand: Demand, node: int) -> str:
         return self.fleet.classes[self.fleet.node_class[node]].kind if demand.devices else ""
-
-    def _chosen(self, job: Job, shape: int) -> tuple[int, Demand]:
-        return next(key for key, shapes in demands_of(job.shapes).items() if shape in shapes.values())
 
 
 def _mix(problem: Problem, outlook: Outlook | None) -> Mapping[Demand, float]:

@@ -88,6 +88,9 @@ class Plan:
     prices of `scheduler.packing`."""
     status: str
     """`optimal`, `feasible`, `watchdog` or `fallback`: what is proven about them."""
+    moves: tuple[Placement, ...] = ()
+    """Jobs that run and should go elsewhere, in the shape and on the devices given. All of them stop before any of
+    them, or of `placements`, starts there. What they cost and save is no part of the objective."""
 
     @property
     def objective_j(self) -> float:

@@ -157,6 +157,7 @@ class Problem:
 
     `horizon_s` is how far ahead on-time and waiting are charged. `pue` multiplies IT energy. `running` are the jobs
     that run and whose placement is known; `outlook` is what is expected to arrive, or nothing.
+    The plan may move up to `moves` of the running jobs, where no node can be switched.
     """
 
     nodes: tuple[Node, ...]
@@ -165,6 +166,7 @@ class Problem:
     pue: float = 1.0
     running: tuple[Running, ...] = ()
     outlook: tuple[Outlook, ...] = ()
+    moves: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,12 @@
 """The recipe: from a problem to a plan."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from scheduler.candidates import Candidates, Choices, find_candidates, pools, to_placements
 from scheduler.feasibility import free_devices, survey, why_impossible, why_not_now
 from scheduler.greedy import complete
+from scheduler.moving import Mover
 from scheduler.objective import evaluate, on_time_s, stakes, waiting
 from scheduler.packing import Packer
 from scheduler.plan import Outcome, Placement, Plan, PowerStep, Verdict
@@ -68,13 +70,33 @@ def solve_greedily(problem: Problem) -> Plan:
 
 
 def solve_by_packing(problem: Problem) -> Plan:
-    """Jobs in line order, each where it costs least by the prices of `scheduler.packing`. Raises as `solve` does."""
+    """Jobs in line order, each where it costs least by the prices of `scheduler.packing`; and moves, if any may be, for
+    those that find no room and then for power. Raises as `solve` does.
+    """
     packer = Packer(problem)
-    line = sorted(problem.jobs, key=lambda job: (-job.priority, job.order, job.id))
-    placements = tuple(placement for job in line if (placement := packer.start(job)) is not None)
+    mover = Mover(packer, {one.job.id: one.move_j / problem.horizon_s for one in problem.running})
+    allowed = 0 if any(node.can_switch for node in problem.nodes) else problem.moves
+    placements: dict[str, Placement] = {}
+    moves: dict[str, Placement] = {}
+    for job in sorted(problem.jobs, key=lambda job: (-job.priority, job.order, job.id)):
+        moved: list[Placement] = []
+        placement = packer.start(job)
+        if placement is None and (room := mover.make_room(job, allowed - len(moves))) is not None:
+            moved, placement = room
+        _note(moved, placements, moves)
+        if placement is not None:
+            placements[job.id] = placement
+    _note(mover.improve(allowed - len(moves)), placements, moves)
     idle = evaluate(problem, ())
     bound_j = idle.off_j + idle.on_j + idle.deferred_j
-    return _checked(problem, _plan(problem, placements, bound_j, "packed", "feasible"))
+    plan = _plan(problem, tuple(placements.values()), bound_j, "packed", "feasible")
+    return _checked(problem, replace(plan, moves=tuple(moves.values())))
+
+
+def _note(moved: Sequence[Placement], placements: dict[str, Placement], moves: dict[str, Placement]) -> None:
+    """A job that this plan starts has not moved: it starts elsewhere."""
+    for placement in moved:
+        (placements if placement.job in placements else moves)[placement.job] = placement
 
 
 def _checked(problem: Problem, plan: Plan) -> Plan:

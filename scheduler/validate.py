@@ -24,14 +24,16 @@ def validate(problem: Problem) -> None:
 
 
 def packs(problem: Problem) -> bool:
-    """Whether the problem has what only `scheduler.packing` can plan: shares, jobs without devices, an outlook."""
+    """Whether only `scheduler.packing` can plan it: it has shares, jobs without devices, an outlook or moves."""
     shapes = (shape for job in problem.jobs for shape in job.shapes)
-    return bool(problem.outlook) or any(shape.shared or not shape.devices for shape in shapes)
+    return bool(problem.outlook) or problem.moves > 0 or any(shape.shared or not shape.devices for shape in shapes)
 
 
 def _problem(problem: Problem) -> Iterator[str]:
     yield from _number("horizon_s", problem.horizon_s, 0.0, MAX_SECONDS, open_below=True)
     yield from _number("pue", problem.pue, 1.0, 100.0)
+    if problem.moves < 0:
+        yield f"moves is {problem.moves}, must not be negative"
     yield from _twice("node id", (node.id for node in problem.nodes))
     yield from _twice("job id", (job.id for job in problem.jobs))
     yield from _twice("device id", (device.id for node in problem.nodes for device in node.devices))

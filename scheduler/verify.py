@@ -4,10 +4,10 @@ works out again whatever it can, so that a mistake of the planner is not repeate
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from scheduler.plan import Outcome, Plan
+from scheduler.plan import Outcome, Placement, Plan
 from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Shape
 
 TOLERANCE = 1e-9
@@ -27,18 +27,22 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
 
     Checked: every gang is placed whole on distinct nodes that are open and on or switchable, on devices of the right
     kind and isolation, none of which gives more than it has free; no node gives more CPU or memory than it has left,
-    and none that can run no container gets one; a verdict for every job in order, each with reasons unless placed; jobs
+    and none that can run no container gets one; no more moves than allowed, of jobs that run; a verdict for every job
+    in order, each with reasons unless placed; jobs
     are called impossible exactly when they are; no job starts in place of one with precedence that would fit there;
     boots and switch-offs fit the placements; every term of the cost; and the bound does not exceed the objective.
     """
     nodes = {node.id: node for node in problem.nodes}
     jobs = {job.id: job for job in problem.jobs}
-    violations = [*_placements(plan, nodes, jobs)]
+    # Moved jobs leave their devices before anything starts: with those free again, a move is a placement like others.
+    free = _released(problem, plan)
+    those = jobs | {running.job.id: running.job for running in problem.running}
+    violations = [*_moves(problem, plan), *_placements((*plan.placements, *plan.moves), free, those)]
     if violations:
         return violations  # the other checks would stumble over what these found
     possible = _possible(problem)
     return [
-        *_capacity(plan, nodes, jobs),
+        *_capacity((*plan.placements, *plan.moves), free, those),
         *_verdicts(problem, plan, possible),
         *_precedence(problem, plan, possible),
         *_power_steps(plan, nodes),
@@ -47,12 +51,46 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
     ]
 
 
-def _placements(plan: Plan, nodes: Mapping[str, Node], jobs: Mapping[str, Job]) -> Iterator[Violation]:
+def _moves(problem: Problem, plan: Plan) -> Iterator[Violation]:
+    if len(plan.moves) > problem.moves:
+        message = f"{len(plan.moves)} jobs are moved, and {problem.moves} may be"
+        yield Violation(code="moves_exceeded", message=message)
+    running = {running.job.id for running in problem.running}
+    for move in plan.moves:
+        if move.job not in running:
+            yield Violation(code="unknown_job", message=f"{move.job} is moved but does not run")
+
+
+def _released(problem: Problem, plan: Plan) -> dict[str, Node]:
+    """The nodes as they are once the jobs that move have stopped."""
+    nodes = {node.id: node for node in problem.nodes}
+    moved = {move.job for move in plan.moves}
+    for running in problem.running:
+        if running.job.id not in moved:
+            continue
+        shape = running.job.shapes[running.shape]
+        for member in running.members:
+            node = nodes[member.node]
+            nodes[node.id] = replace(
+                node,
+                free_millicores=node.free_millicores + shape.millicores,
+                free_memory_bytes=node.free_memory_bytes + shape.memory_bytes,
+                devices=tuple(
+                    replace(device, free=device.free + shape.share) if device.id in member.devices else device
+                    for device in node.devices
+                ),
+            )
+    return nodes
+
+
+def _placements(
+    placements: Sequence[Placement], nodes: Mapping[str, Node], jobs: Mapping[str, Job]
+) -> Iterator[Violation]:
     given: Counter[str] = Counter()
-    for job, count in Counter(placement.job for placement in plan.placements).items():
+    for job, count in Counter(placement.job for placement in placements).items():
         if count > 1:
             yield Violation(code="placed_twice", message=f"job {job} is placed {count} times")
-    for placement in plan.placements:
+    for placement in placements:
         job = jobs.get(placement.job)
         if job is None:
             yield Violation(code="unknown_job", message=f"{placement.job} is placed but not in the problem")
@@ -105,10 +143,12 @@ def _devices(job: Job, shape: Shape, node: Node, devices: tuple[str, ...], given
         given[name] += shape.share
 
 
-def _capacity(plan: Plan, nodes: Mapping[str, Node], jobs: Mapping[str, Job]) -> Iterator[Violation]:
+def _capacity(
+    placements: Sequence[Placement], nodes: Mapping[str, Node], jobs: Mapping[str, Job]
+) -> Iterator[Violation]:
     millicores: Counter[str] = Counter()
     memory: Counter[str] = Counter()
-    for placement in plan.placements:
+    for placement in placements:
         shape = jobs[placement.job].shapes[placement.shape]
         for member in placement.members:
             millicores[member.node] += shape.millicores
@@ -275,17 +315,19 @@ def _proof(plan: Plan) -> Iterator[Violation]:
 def _possible(problem: Problem) -> dict[str, list[Shape]]:
     """The shapes of each job that the nodes could carry if all were free, on and open; jobs without any have none."""
     kinds = {node.id: Counter(device.kind for device in node.devices) for node in problem.nodes}
+    able: dict[Shape, int] = {}
     possible: dict[str, list[Shape]] = {}
     for job in problem.jobs:
         for shape in job.shapes:
-            able = sum(
-                _has_devices(node, kinds[node.id], shape)
-                and node.cpu_millicores >= shape.millicores
-                and node.memory_bytes >= shape.memory_bytes
-                and (node.container_fault == "" or not shape.in_container)
-                for node in problem.nodes
-            )
-            if able >= shape.members:
+            if shape not in able:
+                able[shape] = sum(
+                    _has_devices(node, kinds[node.id], shape)
+                    and node.cpu_millicores >= shape.millicores
+                    and node.memory_bytes >= shape.memory_bytes
+                    and (node.container_fault == "" or not shape.in_container)
+                    for node in problem.nodes
+                )
+            if able[shape] >= shape.members:
                 possible.setdefault(job.id, []).append(shape)
     return possible
 

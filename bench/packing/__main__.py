@@ -1,10 +1,13 @@
 """Packing at data-centre scale: the public openb benchmark, published policies, ours, and the bound, seed by seed.
 
     python -m bench.packing --data DIR [--seeds 10] [--trace FILE] [--nodes FILE] [--only NAME,NAME]
+                            [--history FILE] [--then FILE]
 
 DIR (or ERGON_BENCH_DATA) holds `openb/` with the lists of Alibaba's GPU trace of 2023 and, for the published figures,
 `fgd_expected/` (docs/packing.md says where they come from). FILE is any list in the same columns; the default is
-openb's default list. What has been worked out is kept in `build/packing/`, and a run that was stopped goes on there.
+openb's default list. With --history the planner has learned from another list than the one that arrives; with --then
+the first half of the list arrives, and then that one. What has been worked out is kept in `build/packing/`, and a run
+that was stopped goes on there.
 
 Every placement is booked by the benchmark itself, which ends at the first one that breaks a rule. Power is the ratio
 to the same seed's bound, which packs all that has arrived; a policy that has failed pods draws less than it should.
@@ -27,14 +30,18 @@ import numpy as np
 
 from bench.packing import baselines, ours
 from bench.packing.bounds import bounds
+from bench.packing.drift import followed, joined
 from bench.packing.measure import LOADS, Figures, figures, mean, moves_figures
+from bench.packing.plot import Point, frontier
 from bench.packing.problem import jobs_of, nodes_of, outlook_of
 from bench.packing.store import ROOT, Store
-from bench.packing.trace import Cluster, PodList, TraceError, asked_milli, read_nodes, read_pods, sequence
+from bench.packing.trace import Cluster, Ints, PodList, TraceError, asked_milli, read_nodes, read_pods, sequence
 from bench.record import keep, table
+from scheduler.codec import decode_problem, encode_problem
 from scheduler.demand import Outlook
-from scheduler.problem import Node
+from scheduler.problem import Node, Problem
 
+FRONTIER = ROOT / "docs" / "images" / "packing.svg"
 FIRST_SEED = 42
 DEFAULT_LIST = "openb_pod_list_default"
 NEAR_ENOUGH = 0.5
@@ -53,15 +60,44 @@ MUST_AGREE = ("Random", "DotProd", "BestFit", "FGD")
 SIMULATOR = ("bench/packing/trace.py", "bench/packing/energy.py", "bench/packing/measure.py")
 BASELINES = (*SIMULATOR, "bench/packing/kernels.py", "bench/packing/baselines.py")
 BOUND = (*SIMULATOR, "bench/packing/bounds.py", "bench/packing/problem.py", "scheduler/fluid.py")
-OURS = (*SIMULATOR, "bench/packing/problem.py", "bench/packing/ours.py", "scheduler/*.py")
+PLANNER = ("problem", "demand", "classes", "fluid", "booking", "fleet", "packing", "moving")
+OUTLOOK = tuple(f"scheduler/{name}.py" for name in ("demand", "classes", "fluid", "booking"))
+OURS = (
+    *SIMULATOR,
+    "bench/packing/problem.py",
+    "bench/packing/ours.py",
+    "bench/packing/ledger.py",
+    *(f"scheduler/{name}.py" for name in PLANNER),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A cluster, a pod list, and what the planner learned from the history of the list."""
+    """A cluster, what arrives, and what the planner learned from the history of a list.
+
+    `first` and `then` are the list that arrives and, if it is not the only one, the one that follows halfway.
+    """
 
     cluster: Cluster
-    pods: PodList
+    history: PodList
+    first: PodList
+    then: PodList | None
+    store: Store
+
+    @cached_property
+    def pods(self) -> PodList:
+        return joined(self.first, self.then) if self.then else self.first
+
+    @property
+    def name(self) -> str:
+        learned = "" if self.history is self.first else f"-after-{self.history.name.split('_')[-1]}"
+        return self.pods.name + learned
+
+    def arrivals(self, seed: int) -> Ints:
+        """The types of the seed's arrivals."""
+        if self.then is None:
+            return sequence(self.first, self.cluster.gpu_milli, seed)
+        return followed(self.pods, self.first, self.then, self.cluster.gpu_milli, seed)
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -69,23 +105,27 @@ class Setting:
 
     @cached_property
     def outlook(self) -> tuple[Outlook, ...]:
-        return outlook_of(self.cluster, self.nodes, self.pods)
+        def learn() -> str:
+            found = outlook_of(self.cluster, self.nodes, self.history)
+            return encode_problem(Problem(nodes=(), jobs=(), outlook=found)).decode()
+
+        return decode_problem(self.store.text("outlook", OUTLOOK, learn).encode()).outlook
 
     def bound(self, seed: int) -> Figures:
         """The free bound of the seed's sequence."""
-        arrivals = sequence(self.pods, self.cluster.gpu_milli, seed)
+        arrivals = self.arrivals(seed)
         jobs = jobs_of(self.cluster, self.pods, arrivals)
         return bounds(self.nodes, jobs, asked_milli(self.pods, arrivals), self.cluster.gpu_milli)
 
     def baseline(self, policy: baselines.Policy, seed: int) -> Figures:
         """A published policy on the seed's sequence."""
-        arrivals = sequence(self.pods, self.cluster.gpu_milli, seed)
+        arrivals = self.arrivals(seed)
         done = baselines.run(policy, self.cluster, self.pods, arrivals, seed)
         return figures(asked_milli(self.pods, arrivals), done.nodes >= 0, done.watts, self.cluster.gpu_milli)
 
     def ours(self, mode: str, seed: int) -> Figures:
         """The planner on the seed's sequence, in one of its modes."""
-        arrivals = sequence(self.pods, self.cluster.gpu_milli, seed)
+        arrivals = self.arrivals(seed)
         asked = asked_milli(self.pods, arrivals)
         done = ours.MODES[mode](self.nodes, jobs_of(self.cluster, self.pods, arrivals), self.outlook)
         found = figures(asked, done.placed, done.watts, self.cluster.gpu_milli)
@@ -97,19 +137,26 @@ def main() -> int:
     try:
         trace = options.trace or options.data / "openb" / f"{DEFAULT_LIST}.csv"
         nodes = options.nodes or options.data / "openb" / "openb_node_list_gpu_node.csv"
-        setting = Setting(cluster=read_nodes(nodes), pods=read_pods(trace))
+        first = read_pods(trace)
+        lists = [path for path in (trace, nodes, options.history, options.then) if path]
+        setting = Setting(
+            store=Store(ROOT / "build" / "packing" / f"{'-'.join(path.stem for path in lists)}.jsonl", lists),
+            cluster=read_nodes(nodes),
+            history=read_pods(options.history) if options.history else first,
+            first=first,
+            then=read_pods(options.then) if options.then else None,
+        )
         published = _published(options.data / "fgd_expected" / "analysis_allo_discrete.csv", setting.pods.name)
     except TraceError as error:
         print(error, file=sys.stderr)
         return 2
-    store = Store(ROOT / "build" / "packing" / f"{setting.pods.name}.jsonl", [trace, nodes])
     seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
 
     def each(name: str, sources: tuple[str, ...], work: Callable[[int], Figures]) -> list[Mapping[str, float]]:
         rows: list[Mapping[str, float]] = []
         for seed in seeds:
             begun = time.perf_counter()
-            rows.append(store.get(name, seed, sources, lambda seed=seed: work(seed)))
+            rows.append(setting.store.get(name, seed, sources, lambda seed=seed: work(seed)))
             print(f"{name}, seed {seed}: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
         return rows
 
@@ -127,9 +174,14 @@ def main() -> int:
 
     text = f"{_summary(setting, bound)}\n\n{table(_HEADER, [_row(n, r, bound, published) for n, r in results.items()])}"
     print(text)
-    name = "packing" if setting.pods.name == DEFAULT_LIST else f"packing-{setting.pods.name.split('_')[-1]}"
+    if setting.name == DEFAULT_LIST and not options.only:
+        FRONTIER.write_text(frontier([_point(name, rows, bound) for name, rows in results.items()]), encoding="utf-8")
+    name = "packing" if setting.name == DEFAULT_LIST else f"packing-{setting.name.removeprefix('openb_pod_list_')}"
     if not options.only:
-        command = f"python -m bench.packing --seeds {options.seeds} --trace {trace.name}"
+        also = [
+            f"--{word} {path.name}" for word, path in (("history", options.history), ("then", options.then)) if path
+        ]
+        command = " ".join([f"python -m bench.packing --seeds {options.seeds} --trace {trace.name}", *also])
         found = {"bound": mean(bound)} | {name: mean(rows) for name, rows in results.items()}
         keep(name, command=command, text=text, figures={"published": published, "seeds": list(seeds), **found})
     return _verdict(results, published)
@@ -142,6 +194,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=10, help=f"sequences, from seed {FIRST_SEED}")
     parser.add_argument("--trace", type=Path, help="pod list instead of openb's default one")
     parser.add_argument("--nodes", type=Path, help="node list instead of openb's GPU nodes")
+    parser.add_argument("--history", type=Path, help="pod list that the planner has learned from, if another")
+    parser.add_argument("--then", type=Path, help="pod list that arrives from half of the capacity on")
     parser.add_argument("--only", type=lambda names: names.split(","), default=[], help="rows to work out, by name")
     return parser.parse_args()
 
@@ -182,11 +236,21 @@ def _row(
     ]
 
 
+def _point(name: str, rows: list[Mapping[str, float]], bound: list[Mapping[str, float]]) -> Point:
+    """Capacity and power of a policy: granted at 100 % load, and the mean ratio to the bound where none fails."""
+    ratios = [
+        mine[f"kw@{level}"] / least[f"kw@{level}"]
+        for mine, least in zip(rows, bound, strict=True)
+        for level in (20, 40, 60, 80)
+    ]
+    return Point(name=name, granted=mean(rows)["granted@100"], power=float(np.mean(ratios)), ours=name in ours.MODES)
+
+
 def _summary(setting: Setting, bound: list[Mapping[str, float]]) -> str:
     least = mean(bound)
     draws = ", ".join(f"{least[f'kw@{level}']:.1f} kW at {level} %" for level in LOADS)
     return (
-        f"List {setting.pods.name}: {len(setting.pods.pod_type)} pods of {len(setting.pods.types)} types on "
+        f"List {setting.name}: {len(setting.pods.pod_type)} pods of {len(setting.pods.types)} types on "
         f"{len(setting.nodes)} nodes of {len(setting.cluster.models)} classes with "
         f"{setting.cluster.gpu_milli // 1000} GPUs. Means over {len(bound)} seeds. Published and reproduced: "
         f"allocated share of the GPUs (%) at 130 % load. P/LP@L: power at load L over the bound of the same seed, in "

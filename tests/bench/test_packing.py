@@ -8,7 +8,7 @@ import pytest
 from bench.packing.baselines import POLICIES, run
 from bench.packing.ledger import BrokenRule, Ledger
 from bench.packing.measure import figures, moves_figures
-from bench.packing.ours import MODES, fill
+from bench.packing.ours import MODES
 from bench.packing.problem import jobs_of, nodes_of, outlook_of
 from bench.packing.store import Store
 from bench.packing.trace import PodType, TraceError, read_nodes, read_pods, sequence, typical
@@ -131,7 +131,9 @@ def test_equal_scores_go_to_the_first_name_and_the_planner_books_every_arrival(l
     cpu_only = np.array([kind for kind, pod in enumerate(pods.types) if pod.gpus == 0] * 4)
     assert list(run(clustering, cluster, pods, cpu_only, 1).nodes) == [0, 0, 0, 1]
     nodes = nodes_of(cluster)
-    assert fill in MODES.values()
-    done = fill(nodes, jobs_of(cluster, pods, arrivals), outlook_of(cluster, nodes, pods))
-    assert done.placed[:4].all()
-    assert len(done.watts) == len(arrivals)
+    outlook = outlook_of(cluster, nodes, pods)
+    for mode in MODES.values():
+        done = mode(nodes, jobs_of(cluster, pods, arrivals), outlook)
+        assert done.placed[:4].all()
+        assert len(done.watts) == len(arrivals)
+        assert (done.moves <= 0.1 * np.arange(1, len(arrivals) + 1)).all()
