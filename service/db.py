@@ -18,6 +18,15 @@ STATEMENT_TIMEOUT_MS = 15_000
 LOCK_TIMEOUT_MS = 5_000
 CONNECT_TIMEOUT_S = 5
 
+VANISHED: dict[str, Any] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 14_000,
+}
+"""How a server that is gone without a word is noticed, within 14 s: silence in s, between probes in s, probes, and
+unconfirmed data in ms. A network's own limits are hours. Of no effect on a Unix socket."""
+
 
 def connect(url: str, *, pool_size: int = 10) -> Engine:
     """An engine whose every statement, lock and connection attempt has a time limit."""
@@ -30,6 +39,7 @@ def connect(url: str, *, pool_size: int = 10) -> Engine:
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "ergon",
+            **VANISHED,
             "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c timezone=UTC",
         },
     )
@@ -76,7 +86,7 @@ class Listener:
 
     def _listen(self) -> None:
         with psycopg.connect(
-            self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="ergon-listen"
+            self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, application_name="ergon-listen", **VANISHED
         ) as connection:
             connection.execute(f"LISTEN {CHANNEL}")
             self._heard("")

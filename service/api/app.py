@@ -21,6 +21,7 @@ from service.api import (
     reports,
     submission,
 )
+from service.api.deadline import Deadline
 from service.api.deps import Parts
 from service.api.limits import BodyLimit, KnownHosts, KnownProtocol
 from service.blobs import open_blobs
@@ -60,6 +61,7 @@ def create_app(parts: Parts, listener: Listener | None = None) -> FastAPI:
     errors.install(app)
     for module in (accounts, submission, control, jobs, nodes, reports, cycles, alarms, agent, archives, health, web):
         app.include_router(module.router)
+    app.add_middleware(Deadline)
     app.add_middleware(BodyLimit)
     app.add_middleware(KnownProtocol)
     if parts.settings.host in LOOPBACK:

@@ -28,6 +28,7 @@ TITLES = {
 }
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 UNKNOWN_HOST = "The request is meant for another host"
+SILENT = "the database does not answer"
 SEND_AGAIN = "nothing was changed or your request will be recognised when sent again"
 UNREADABLE = "the body cannot be read: send JSON in UTF-8, not nested a thousand deep, with numbers of sensible length"
 
@@ -90,21 +91,19 @@ def install(app: FastAPI) -> None:
     document = app.openapi
     app.openapi = lambda: _as_they_come(document())
 
+    # All of them are async: a plain function would wait for a thread, and there may be none while the database hangs.
     @app.exception_handler(Refusal)
-    def refusal(_: Request, error: Refusal) -> JSONResponse:
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, Unavailable) else {}
-        if isinstance(error, Unauthorised):
-            headers["WWW-Authenticate"] = "Bearer"
-        return problem(error.status, error.kind, error.title, error.detail, error.errors, headers)
+    async def refusal(_: Request, error: Refusal) -> JSONResponse:
+        return _refusal(error)
 
     @app.exception_handler(RequestValidationError)
-    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         errors = [FieldError(field=_path(fault["loc"]), message=_message(fault)) for fault in error.errors()[:50]]
         detail = "; ".join(f"{fault.field}: {fault.message}" for fault in errors[:3])
         return problem(422, "invalid", "The request is not valid", detail, errors)
 
     @app.exception_handler(HTTPException)
-    def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
         title = TITLES.get(error.status_code, "The request was refused")
         detail = UNREADABLE if error.status_code == 400 else str(error.detail)
         headers = {"Allow": ", ".join(_allowed(request))} if error.status_code == 405 else error.headers
@@ -112,18 +111,21 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(OperationalError)
     @app.exception_handler(PoolTimeout)
-    def database(_: Request, error: Exception) -> JSONResponse:
-        cause = (
-            error.orig if isinstance(error, OperationalError) else error
-        )  # without the statement: it has users' data
+    async def database(_: Request, error: Exception) -> JSONResponse:
+        # Without the statement: it has users' data.
+        cause = error.orig if isinstance(error, OperationalError) else error
         log.warning("the database does not do as told: %s", cause)
-        why = "the disk of the database is full" if isinstance(cause, DiskFull) else "the database does not answer"
-        return refusal(_, Unavailable(f"{why}; {SEND_AGAIN}"))
+        return database_is_silent("the disk of the database is full" if isinstance(cause, DiskFull) else SILENT)
 
     @app.exception_handler(Exception)
-    def surprise(request: Request, error: Exception) -> JSONResponse:
+    async def surprise(request: Request, error: Exception) -> JSONResponse:
         log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
         return problem(500, "internal", "The service failed", "this is a bug of ours; the log of the service has more")
+
+
+def database_is_silent(why: str = SILENT) -> JSONResponse:
+    """The answer to a request that the database did not answer."""
+    return _refusal(Unavailable(f"{why}; {SEND_AGAIN}"))
 
 
 def problem(
@@ -137,6 +139,13 @@ def problem(
     """One problem+json answer."""
     body = ErrorBody(type=f"urn:ergon:{kind}", title=title, status=status, detail=detail, errors=list(errors))
     return JSONResponse(body.model_dump(mode="json"), status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def _refusal(error: Refusal) -> JSONResponse:
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if isinstance(error, Unavailable) else {}
+    if isinstance(error, Unauthorised):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(error.status, error.kind, error.title, error.detail, error.errors, headers)
 
 
 def _as_they_come(document: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,8 @@ router = APIRouter(tags=["service"])
 
 
 @router.get("/livez", responses=PUBLIC_RESPONSES)
-def livez() -> dict[str, str]:
-    """The process answers. Asks nothing of the database."""
+async def livez() -> dict[str, str]:
+    """The process answers. Asks nothing of the database and takes no thread, which all may be waiting for it."""
     return {"status": "ok"}
 
 
@@ -38,7 +38,7 @@ def readyz(parts: PartsDep) -> dict[str, str]:
 
 
 @router.get("/v1/version", responses=PUBLIC_RESPONSES)
-def service_version() -> ServiceView:
+async def service_version() -> ServiceView:
     """What is listening."""
     return ServiceView(name="ergon", version=version("ergon"), protocol=PROTOCOL_VERSION)
 

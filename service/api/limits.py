@@ -90,6 +90,11 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
+def takes_upload(scope: Scope) -> bool:
+    """Whether the request has one of the longer bodies."""
+    return _most_bytes(scope) > MAX_BODY_BYTES
+
+
 def _most_bytes(scope: Scope) -> int:
     if scope["method"] == "PUT":
         for path, most in UPLOADS:

@@ -1,0 +1,111 @@
+"""A database that hangs: it has the connections, and answers nothing on them."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import text
+
+from protocol.errors import PROBLEM_MEDIA_TYPE
+from service.api.deadline import Deadline
+from service.db import VANISHED, connect
+from service.postgres import EmbeddedPostgres
+from tests.service.cluster import Cluster
+from tests.service.conftest import ORIGIN, bearer
+
+MORE_THAN_THREADS = 60
+"""Requests at once; the API has 40 threads."""
+
+
+@contextlib.contextmanager
+def frozen(server: EmbeddedPostgres) -> Iterator[None]:
+    """Inside, no process of the server runs."""
+    assert server.pid is not None
+    postmaster = psutil.Process(server.pid)
+    os.kill(postmaster.pid, signal.SIGSTOP)  # first: it would start more
+    stopped = [postmaster, *postmaster.children(recursive=True)]
+    try:
+        for process in stopped[1:]:
+            process.send_signal(signal.SIGSTOP)
+        yield
+    finally:
+        for process in stopped:
+            process.send_signal(signal.SIGCONT)
+
+
+def browser(app: FastAPI, cluster: Cluster) -> httpx.AsyncClient:
+    hasty = Deadline(app, answer_s=0.5)
+    headers = bearer(cluster.tokens["alice"])
+    return httpx.AsyncClient(transport=httpx.ASGITransport(hasty), base_url=ORIGIN, headers=headers)
+
+
+def test_while_the_database_hangs_everything_is_answered_and_afterwards_nothing_is_left_of_it(
+    app: FastAPI, cluster: Cluster, postgres: EmbeddedPostgres
+) -> None:
+    cluster.person("alice")
+
+    async def submit(client: httpx.AsyncClient, key: int) -> httpx.Response:
+        body = {"command": ["true"]}
+        return await client.post("/v1/jobs", json=body, headers={"Idempotency-Key": f"key-{key}"})
+
+    async def scenario() -> None:
+        async with browser(app, cluster) as client:
+            with frozen(postgres):
+                flood = [asyncio.create_task(submit(client, key)) for key in range(MORE_THAN_THREADS)]
+                await asyncio.sleep(0)
+                assert (await client.get("/livez")).status_code == 200
+                for answer in await asyncio.gather(*flood, client.get("/readyz")):
+                    assert answer.status_code == 503
+                    assert answer.headers["Content-Type"] == PROBLEM_MEDIA_TYPE
+                    assert answer.headers["Retry-After"] == "1"
+                    assert answer.json()["type"] == "urn:ergon:unavailable"
+            again = [await submit(client, key) for key in range(MORE_THAN_THREADS)]
+            assert {answer.status_code for answer in again} == {201}
+            assert len({answer.json()["id"] for answer in again}) == MORE_THAN_THREADS
+            assert (await client.get("/readyz")).status_code == 200
+
+    asyncio.run(scenario())
+    with cluster.engine.connect() as tx:
+        assert tx.execute(text("SELECT count(*) FROM jobs")).scalar_one() == MORE_THAN_THREADS
+
+
+def test_an_answer_that_has_begun_is_not_cut_off() -> None:
+    async def slow(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(5):
+            await asyncio.sleep(0.01)
+            await send({"type": "http.response.body", "body": b"%d" % number, "more_body": number < 4})
+
+    async def scenario() -> str:
+        transport = httpx.ASGITransport(Deadline(slow, answer_s=0.005))
+        async with httpx.AsyncClient(transport=transport, base_url=ORIGIN) as client:
+            return (await client.get("/v1/jobs/1/logs")).text
+
+    assert asyncio.run(scenario()) == "01234"
+
+
+def test_a_failure_before_the_deadline_is_not_swallowed() -> None:
+    async def broken(scope, receive, send) -> None:
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(Deadline(broken)), base_url=ORIGIN) as client:
+            await client.get("/v1/jobs")
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(scenario())
+
+
+def test_a_server_that_is_gone_without_a_word_is_noticed(database_url: str) -> None:
+    engine = connect(database_url)
+    with engine.connect() as tx:
+        assert tx.connection.driver_connection is not None
+        used = tx.connection.driver_connection.info.get_parameters()
+    assert {name: used.get(name) for name in VANISHED} == {name: str(value) for name, value in VANISHED.items()}
+    engine.dispose()
