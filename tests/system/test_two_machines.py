@@ -19,6 +19,7 @@ from ergon.client import Client
 from ergon.errors import Unreachable
 from protocol.jobs import JobSpec, Recipe
 from protocol.states import JobState, NodeState
+from tests.netns import Bridge, bridge, run
 
 pytestmark = [
     pytest.mark.system,
@@ -29,46 +30,24 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("openssl") is None, reason="needs `openssl` to make a certificate"),
 ]
 
-BRIDGE = f"ergb{os.getpid() % 100_000}"
-NETWORK = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
-SERVICE = f"{NETWORK}.1"
 READY_S = 120.0
 
 
-def run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-@contextlib.contextmanager
-def machine(number: int) -> Iterator[str]:
-    """A network namespace with one address, `NETWORK.1<number>`, on a wire to the bridge; its name."""
-    name, wire = f"{BRIDGE}-{number}", f"{BRIDGE}v{number}"
-    run("ip", "netns", "add", name)
-    try:
-        run("ip", "link", "add", wire, "type", "veth", "peer", "name", "eth0", "netns", name)
-        run("ip", "link", "set", wire, "master", BRIDGE, "up")
-        run("ip", "-n", name, "address", "add", f"{NETWORK}.1{number}/24", "dev", "eth0")
-        for interface in ("lo", "eth0"):
-            run("ip", "-n", name, "link", "set", interface, "up")
-        yield name
-    finally:
-        run("ip", "netns", "delete", name)  # its end of the wire goes with it, and so does the other
+@pytest.fixture(scope="module")
+def network() -> Iterator[Bridge]:
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(bridge())
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no network interfaces can be made here: {error.stderr.strip()}")
+        yield made
 
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[list[str]]:
-    """Two namespaces on a bridge, on which the service has the address SERVICE."""
-    try:
-        run("ip", "link", "add", BRIDGE, "type", "bridge")
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network interfaces can be made here: {error.stderr.strip()}")
-    try:
-        run("ip", "address", "add", f"{SERVICE}/24", "dev", BRIDGE)
-        run("ip", "link", "set", BRIDGE, "up")
-        with machine(1) as first, machine(2) as second:
-            yield [first, second]
-    finally:
-        run("ip", "link", "delete", BRIDGE)
+def machines(network: Bridge) -> Iterator[list[str]]:
+    """Two namespaces on a bridge, on which the service has an address."""
+    with network.machine(1) as first, network.machine(2) as second:
+        yield [first, second]
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +58,13 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for SERVICE that vouches for itself, and its key."""
+def certificate(folder: Path, network: Bridge) -> tuple[Path, Path]:
+    """A certificate for the service that vouches for itself, and its key."""
     certificate, key = folder / "tls.crt", folder / "tls.key"
     run(
         *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
         *("-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=ergon-test"),
-        *("-addext", f"subjectAltName=IP:{SERVICE}"),
+        *("-addext", f"subjectAltName=IP:{network.address}"),
     )
     return certificate, key
 
@@ -95,14 +74,14 @@ def python(module: str, *arguments: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def family(folder: Path, certificate: tuple[Path, Path]) -> Iterator[Family]:
+def family(folder: Path, network: Bridge, certificate: tuple[Path, Path]) -> Iterator[Family]:
     """Where the processes of this cluster are started and, however the tests end, stopped."""
     logs = folder / "log"
     logs.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ERGON_")}
     environment |= {
         "ERGON_DATA_DIR": str(folder / "data"),
-        "ERGON_HOST": SERVICE,
+        "ERGON_HOST": network.address,
         "ERGON_PORT": "0",
         "ERGON_TLS_CERT": str(certificate[0]),
         "ERGON_TLS_KEY": str(certificate[1]),
@@ -112,14 +91,14 @@ def family(folder: Path, certificate: tuple[Path, Path]) -> Iterator[Family]:
 
 
 @pytest.fixture(scope="module")
-def admin(machines: list[str], family: Family, certificate: tuple[Path, Path]) -> Iterator[Client]:
+def admin(network: Bridge, family: Family, certificate: tuple[Path, Path]) -> Iterator[Client]:
     """The service without any agent, and its first administrator."""
     [database] = family.start({"database": python("service", "database")})
     database.wait_ready(READY_S)
     [api, cycle] = family.start({"api": python("service", "api"), "cycle": python("service", "cycle")})
     url = str(api.wait_ready(READY_S)["url"])
     cycle.wait_ready(READY_S)
-    assert url.startswith(f"https://{SERVICE}:")
+    assert url.startswith(f"https://{network.address}:")
     command = python("service", "token", "user", "root", "--role", "admin")
     token = subprocess.run(
         command, env=dict(family.environment), cwd=family.folder, check=True, capture_output=True, text=True
@@ -140,7 +119,12 @@ def agent(machine: str, admin: Client, certificate: Path, folder: Path, join_tok
 
 
 def test_a_gang_trains_across_two_machines_that_joined_by_token(
-    machines: list[str], admin: Client, family: Family, certificate: tuple[Path, Path], folder: Path
+    network: Bridge,
+    machines: list[str],
+    admin: Client,
+    family: Family,
+    certificate: tuple[Path, Path],
+    folder: Path,
 ) -> None:
     joining = {
         machine: agent(machine, admin, certificate[0], folder, admin.accounts.new_join_token(node=machine).token)
@@ -150,7 +134,7 @@ def test_a_gang_trains_across_two_machines_that_joined_by_token(
     for child in children:
         child.wait_ready(READY_S)
     assert {node.name: node.address for node in admin.nodes()} == {
-        machine: f"{NETWORK}.1{number}" for number, machine in enumerate(machines, start=1)
+        machine: f"{network.network}.1{number}" for number, machine in enumerate(machines, start=1)
     }
     for machine in machines:
         credential = folder / machine / "token"
@@ -167,7 +151,7 @@ def test_a_gang_trains_across_two_machines_that_joined_by_token(
     said = "".join(piece.text for piece in admin.logs(job.id)).splitlines()
     assert job.state == JobState.SUCCEEDED
     first = next(member.node for member in job.attempts[-1].members)
-    assert said == [f"{NETWORK}.1{first[-1]} eth0 =eth0"] * 2
+    assert said == [f"{network.network}.1{first[-1]} eth0 =eth0"] * 2
 
     # A machine that has joined starts again with nothing but its state folder.
     children[0].ask_to_stop()
