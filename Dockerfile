@@ -14,6 +14,8 @@ COPY ergon ergon
 COPY migrations migrations
 RUN pip install --no-cache-dir --constraint constraints.txt '.[agent,train,service]'
 
+# What the service keeps besides the database: a volume belongs here.
+ENV ERGON_DATA_DIR=/var/lib/ergon
 USER ergon
 WORKDIR /var/lib/ergon
 ENTRYPOINT ["python", "-P", "-m"]

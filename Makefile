@@ -32,6 +32,9 @@ test: setup ## the tests, under 10 minutes on 2 cores
 fuzz: setup ## made-up requests against the API, as every kind of caller: SEED=1 EXAMPLES=50
 	@ERGON_FUZZ_SEED=$(or $(SEED),1) ERGON_FUZZ_EXAMPLES=$(or $(EXAMPLES),50) $(BIN)/pytest -n 2 tests/service/test_fuzz.py
 
+check-image: setup ## the steps of Dockerfile and docker-compose.yml without an engine; needs the package index
+	@$(BIN)/python -m tests.deploy.check_image
+
 reference: setup ## write docs/api.md and docs/commands.md anew
 	@$(BIN)/python -m docs.reference
 
@@ -43,4 +46,4 @@ lint: setup ## style, types, import contracts
 	@$(BIN)/basedpyright
 	@$(BIN)/lint-imports
 
-.PHONY: help setup demo up test fuzz reference bench-packing lint
+.PHONY: help setup demo up test fuzz check-image reference bench-packing lint

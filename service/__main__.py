@@ -38,6 +38,29 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one process of the service; its exit code. 2 means that something must be put right first."""
+    options = command_line().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        settings = Settings.from_environment()
+        return _COMMANDS[options.command](settings, options)
+    except (SettingsError, PostgresError, Refusal, ValueError) as error:
+        print(f"service: {error}", file=sys.stderr)
+        return 2
+    except BackupFailed as error:
+        print(f"service: {error}", file=sys.stderr)
+        return 1
+    except (OperationalError, psycopg.OperationalError) as error:
+        reason = error.orig if isinstance(error, OperationalError) else error
+        print(f"service: the database does not answer: {str(reason).strip()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("service: interrupted", file=sys.stderr)
+        return 130
+
+
+def command_line() -> argparse.ArgumentParser:
+    """What the processes and commands of the service are called, and what they take."""
     parser = argparse.ArgumentParser(prog="python -P -m service", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("database", help="supervise the embedded PostgreSQL, with all migrations applied")
@@ -57,25 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     for command in (backup, restore):
         command.add_argument("file", type=Path)
         command.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    try:
-        settings = Settings.from_environment()
-        return _COMMANDS[options.command](settings, options)
-    except (SettingsError, PostgresError, Refusal, ValueError) as error:
-        print(f"service: {error}", file=sys.stderr)
-        return 2
-    except BackupFailed as error:
-        print(f"service: {error}", file=sys.stderr)
-        return 1
-    except (OperationalError, psycopg.OperationalError) as error:
-        reason = error.orig if isinstance(error, OperationalError) else error
-        print(f"service: the database does not answer: {str(reason).strip()}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("service: interrupted", file=sys.stderr)
-        return 130
+    return parser
 
 
 def _database(settings: Settings, _: argparse.Namespace) -> int:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     agent has taken its node, 1 for a bug."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     try:
         agent = _agent(options)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -68,7 +68,8 @@ def _boottime_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """What the agent takes."""
     parser = argparse.ArgumentParser(prog="python -P -m workers", description="The agent of one node.")
     parser.add_argument("--server", required=True, help="address of the service, such as http://127.0.0.1:8765")
     parser.add_argument("--name", required=True, help="name of this node")
