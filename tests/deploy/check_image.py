@@ -25,7 +25,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from ergon.cli.processes import Child
+from ergon.cli.processes import Child, ProcessFailed
 from ergon.client import Client
 from protocol.jobs import JobSpec
 from protocol.states import JobState
@@ -214,9 +214,10 @@ class Started:
         for target, volume in mounts(service).items():
             text = text.replace(target, str(self._scratch.volume(volume)))
         for name in services():
-            text = "127.0.0.1" if text == name else text.replace(f"//{name}:", "//127.0.0.1:")
+            text = text.replace(f"//{name}:", "//127.0.0.1:")
         text = text.replace(f":{self._of_the_port}", f":{self._scratch.port}")
-        return str(self._scratch.port) if text == self._of_the_port else text
+        whole = {service.get("hostname"): "127.0.0.1", self._of_the_port: str(self._scratch.port)}
+        return whole.get(text, text)
 
 
 @contextlib.contextmanager
@@ -253,6 +254,16 @@ def use(started: Started, scratch: Scratch) -> None:
 
 def main() -> int:
     """Do it all; 0 if all went as it should."""
+    try:
+        _check()
+    except (CheckFailed, ProcessFailed) as error:
+        print(error, *getattr(error, "details", ()), sep="\n", file=sys.stderr)
+        return 1
+    say("the image's steps and the compose file's processes work")
+    return 0
+
+
+def _check() -> None:
     with tempfile.TemporaryDirectory(prefix="ergon-image-") as name, contextlib.ExitStack() as children:
         folder = Path(name)
         folder.chmod(0o711)  # when root starts us, the database runs as another user
@@ -266,8 +277,6 @@ def main() -> int:
             started.start(service)
         use(started, scratch)
         say("stop")
-    say("the image's steps and the compose file's processes work")
-    return 0
 
 
 if __name__ == "__main__":
