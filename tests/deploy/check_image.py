@@ -11,12 +11,12 @@ Not shown by this: the base image and its Python, the image's user, the networks
 import contextlib
 import os
 import secrets
+import select
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,8 +192,8 @@ class Started:
             if done.returncode == 0:
                 say(f"healthy: {name}")
                 return
+            select.select(self._running, [], [], float(check["interval"].removesuffix("s")))
             self.check()
-            time.sleep(float(check["interval"].removesuffix("s")))
         raise CheckFailed(f"{name} did not become healthy: {done.stdout}{done.stderr}")
 
     def _command(self, service: Mapping[str, Any]) -> list[str]:
