@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except (OperationalError, psycopg.OperationalError) as error:
         reason = error.orig if isinstance(error, OperationalError) else error
-        print(f"service: the database does not answer: {str(reason).strip()}", file=sys.stderr)
+        said = " ".join(str(reason).split())
+        print(f"service: the database does not answer, see ERGON_DATABASE_URL: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("service: interrupted", file=sys.stderr)

@@ -177,6 +177,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         chance=chance,
         health=Health(
             report.devices,
+            folder=journal.folder,
             gpu_fault=GpuFaults([gpu.uuid for gpu in gpus]).fault,
             program=options.health_check,
             every_s=options.health_every,

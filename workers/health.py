@@ -1,5 +1,5 @@
-"""Whether the devices of this node are fit for work: what the driver says of its GPUs, and what a program of the
-administrator's says."""
+"""Whether the devices of this node are fit for work: what the driver says of its GPUs, what a program of the
+administrator's says, and whether there is room on the disk for what jobs write."""
 
 import logging
 import os
@@ -17,6 +17,11 @@ LIMIT_S = 60.0
 """How long the administrator's program may take for one look, in s."""
 
 
+LITTLE_BYTES = 256 * 1024 * 1024
+"""With less room on its disk a node gets no new work; a quarter of a small disk. Output stops well below that, so what
+runs goes on."""
+
+
 class Health(threading.Thread):
     """Looks at the devices over and over, in a thread of its own: a driver or a program that hangs holds up nothing."""
 
@@ -24,6 +29,7 @@ class Health(threading.Thread):
         self,
         devices: Sequence[DeviceReport],
         *,
+        folder: Path,
         gpu_fault: Callable[[str], str | None],
         program: Path | None,
         every_s: float,
@@ -31,6 +37,7 @@ class Health(threading.Thread):
     ) -> None:
         """
         Args:
+            folder: the state folder, where jobs write.
             gpu_fault: what is wrong with the GPU of this UUID; None if nothing is.
             program: the administrator's check, if there is one.
             every_s: from the end of one look to the beginning of the next.
@@ -41,6 +48,7 @@ class Health(threading.Thread):
         """Why each device that is unfit is so."""
         self._devices = [device.id for device in devices]
         self._gpus = [device.id for device in devices if device.kind != "cpu"]
+        self._folder = folder
         self._gpu_fault = gpu_fault
         self._program = program
         self._every_s = every_s
@@ -61,9 +69,20 @@ class Health(threading.Thread):
 
     def look(self) -> dict[str, str]:
         """Look once: the reason for each device that is unfit."""
+        if (fault := disk_fault(self._folder)) is not None:
+            return dict.fromkeys(self._devices, fault)
         unfit = ask(self._program, self._devices) if self._program else {}
         faults = ((uuid, self._gpu_fault(uuid)) for uuid in self._gpus)
         return unfit | {uuid: fault[:MAX_REASON] for uuid, fault in faults if fault is not None}
+
+
+def disk_fault(folder: Path) -> str | None:
+    """What is wrong with the room on the disk of `folder`; None if nothing is."""
+    disk = os.statvfs(folder)
+    free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+    if free >= min(LITTLE_BYTES, size // 4):
+        return None
+    return f"{free >> 20} MiB are free on the disk of the state folder {folder}; make room there"
 
 
 def ask(program: Path, devices: Sequence[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@
 A folder whose name starts with a dot is one that is being made or deleted.
 """
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -18,6 +19,9 @@ from workers import files
 from workers.reconcile import Lease, Stop
 
 log = logging.getLogger(__name__)
+
+RECORDS_TO_COME = 6
+"""Of an attempt, at most: claim, prepared, started, stop, exit and outputs."""
 
 
 class StateFolderTaken(RuntimeError):
@@ -46,6 +50,8 @@ class Journal:
         if not self.bell.is_fifo():
             os.mkfifo(self.bell, 0o600)
         self.lease = self.folder / "lease.json"
+        with contextlib.suppress(OSError):  # on a full disk, what runs must find its agent again all the same
+            files.set_aside(str(self.folder), 1)
         for leftover in self.attempts_folder.glob(".*"):
             self._delete(leftover)
 
@@ -79,6 +85,7 @@ class Journal:
             for name in ("work", "output"):
                 (draft / name).mkdir(mode=0o700)
             files.write_record(str(draft / "launch.json"), launch, durable=False)
+            files.set_aside(str(draft), RECORDS_TO_COME)
             draft.rename(folder)
             # In one go at the end: the first makes most file systems write all three, and the others find it done.
             for path in (folder / "launch.json", folder, self.attempts_folder):

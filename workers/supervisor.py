@@ -45,6 +45,8 @@ RUNTIME_CODES = (125, 126, 127)
 KEPT_FREE_BYTES = 64 * 1024 * 1024
 """Output leaves so much of the disk free, or an eighth of a small one: records of ours must find room, or the agent
 loses its lease and the job with it."""
+NAMED_STREAMS = 4
+"""Streams that lost output on a full disk, by name, in the message of an end."""
 
 
 def now_s() -> float:
@@ -161,6 +163,7 @@ class Supervisor:
         self.failed: int | None = None  # the rank that failed first
         self.streams: dict[int, Stream] = {}  # pipe -> stream
         self.ending: Ending | None = None
+        self.cut: list[str] = []  # streams that lost something on a full disk
         self.group: Group | None = None  # everything it starts is in there
         self.stopped: dict[int, float] = {}  # pid of a rank that a signal keeps from running -> since when
         self.silence: stalls.Silence | None = None  # of jobs that say how long is too long
@@ -511,6 +514,8 @@ class Supervisor:
                 while stream.pump():
                     pass
             stream.close()
+            if stream.fault:  # the note in the stream itself may have found no room
+                self.cut.append(f"{stream.dropped} bytes of {stream.name} were dropped: {stream.fault}")
         self.streams.clear()
 
     def _write_exit(self, *, clean: bool) -> None:
@@ -519,7 +524,7 @@ class Supervisor:
         worst = next((code for _rank, code in sorted(self.codes.items()) if code != 0), 0 if self.codes else None)
         record = {
             "reason": self.ending.reason,
-            "message": self.ending.message,
+            "message": "; ".join(part for part in (self.ending.message, *self.cut[:NAMED_STREAMS]) if part),
             "exit_code": worst if self.ending.exit_code is None else self.ending.exit_code,
             "clean": clean,
             "cpu_s": used.user + used.system + used.children_user + used.children_system,

@@ -7,6 +7,7 @@ import pynvml
 import pytest
 
 from protocol.nodes import DeviceReport
+from tests.tmpfs import needs_root, small_disk
 from workers import health, nvml
 from workers.health import Health, ask, judge
 
@@ -69,7 +70,7 @@ def test_the_check_does_not_see_the_agents_secrets(program, monkeypatch):
     assert ask(program('[ -z "$ERGON_TOKEN" ]'), SLOTS) == {}
 
 
-def test_driver_and_program_are_put_together(program):
+def test_driver_and_program_are_put_together(program, tmp_path):
     devices = [DeviceReport(id="GPU-1", kind="h100", index=0), DeviceReport(id="cpu:m:0", kind="cpu", index=1)]
     asked = []
 
@@ -77,9 +78,23 @@ def test_driver_and_program_are_put_together(program):
         asked.append(uuid)
         return "lost"
 
-    looked = Health(devices, gpu_fault=gpu_fault, program=program("exit 1"), every_s=1, ring=os.getpid).look()
+    both = Health(devices, folder=tmp_path, gpu_fault=gpu_fault, program=program("exit 1"), every_s=1, ring=os.getpid)
+    looked = both.look()
     assert looked == {"GPU-1": "lost", "cpu:m:0": "the health check ended with code 1"}
     assert asked == ["GPU-1"]
+
+
+@needs_root
+def test_a_node_with_little_room_left_is_taken_out_and_comes_back():
+    devices = [DeviceReport(id=slot, kind="cpu", index=number) for number, slot in enumerate(SLOTS)]
+    with small_disk(16) as disk:
+        node = Health(devices, folder=disk.folder, gpu_fault=str, program=None, every_s=1, ring=os.getpid)
+        assert node.look() == {}
+        disk.fill(leave=3 << 20)
+        why = f"{disk.free() >> 20} MiB are free on the disk of the state folder {disk.folder}; make room there"
+        assert node.look() == dict.fromkeys(SLOTS, why)
+        disk.make_room()
+        assert node.look() == {}
 
 
 # -- the driver's word. There is no GPU where these run: its answers are given here.
