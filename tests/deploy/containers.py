@@ -59,9 +59,11 @@ def image_environment() -> dict[str, str]:
 
 @cache
 def _ignored() -> PathSpec:
-    """An engine reads each pattern from the root of the folder, and the last one that fits decides, as for pathspec."""
+    """An engine reads each pattern from the root of the folder, for all that lies below what it fits as well; the last
+    one that fits decides, as for pathspec."""
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
-    return PathSpec.from_lines("gitignore", [f"!/{line[1:]}" if line[0] == "!" else f"/{line}" for line in lines])
+    signs = [("!", line[1:]) if line.startswith("!") else ("", line) for line in lines]
+    return PathSpec.from_lines("gitignore", [f"{no}/{name}{end}" for no, name in signs for end in ("", "/**")])
 
 
 def is_sent(path: str) -> bool:
