@@ -46,4 +46,13 @@ lint: setup ## style, types, import contracts
 	@$(BIN)/basedpyright
 	@$(BIN)/lint-imports
 
-.PHONY: help setup demo up test fuzz check-image reference bench-packing lint
+sim: setup ## 1,000 seeds of simulated faults in virtual time; SEEDS=n for more or fewer, SEED=n tells one in full
+	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+
+state-machine: setup ## any order of events against the use cases, 300 examples; EXAMPLES=n
+	@STATE_MACHINE_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/pytest -q tests/service/test_state_machine.py
+
+mutate-guards: setup ## take each guard out of a copy of the tree once, and see a suite turn red
+	@$(BIN)/python -m tests.guards
+
+.PHONY: help setup demo up test fuzz check-image reference bench-packing lint sim state-machine mutate-guards

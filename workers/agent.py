@@ -15,7 +15,7 @@ from protocol.nodes import NodeReport
 from protocol.sync import Assignment, MemberReport, RegisterResponse, StreamChunk, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
 from workers.bell import Bell
-from workers.exchange import EXIT_REFUSED, Backoff, Doorbell, Exchange, Forgotten, Refused, Unavailable
+from workers.exchange import EXIT_REFUSED, EXIT_REPLACED, Backoff, Doorbell, Exchange, Forgotten, Refused, Unavailable
 from workers.health import Health
 from workers.inventory import offers_whole_machine
 from workers.journal import Journal
@@ -133,6 +133,7 @@ class Agent:
         self._renewed_s = float("-inf")
         self._sent_s = float("-inf")
         self._retry_s = float("-inf")
+        self._has_insisted = False
         self._closing = False
         self._farewell_s = float("inf")
 
@@ -162,8 +163,10 @@ class Agent:
                 changed = self._sync(runs)
                 if self._doorbell.refused:
                     raise self._doorbell.refused
-            except Forgotten as forgotten:
-                log.warning("registering again: %s", forgotten)
+            except Refused as refused:
+                if not self._may_start_over(refused):
+                    raise
+                log.warning("registering again: %s", refused)
                 if not self._start_over():
                     return
                 continue
@@ -187,6 +190,15 @@ class Agent:
         self._numbered = registration.numbered_reports
         self._doorbell.begin(registration.incarnation)
         return True
+
+    def _may_start_over(self, refused: Refused) -> bool:
+        """Once also when another registration came after ours: it may have been a copy of our own that was late, or one
+        of an agent that is dead. If it was another agent's, that one insists as well, and we yield."""
+        if isinstance(refused, Forgotten):
+            return True
+        insists = refused.exit_code == EXIT_REPLACED and not self._has_insisted
+        self._has_insisted |= insists
+        return insists
 
     def _start_over(self) -> bool:
         """Join again, and hear anew what to hold: the service has forgotten what it said. Ranks go on meanwhile, as

@@ -178,16 +178,12 @@ class Doorbell(threading.Thread):
             )
             try:
                 answer = self._exchange.sync(request)
-            except Forgotten as forgotten:
+            except Refused as refused:
                 if request.incarnation == self._incarnation:
-                    self.refused = forgotten
+                    self.refused = refused
                     self._ring()
                 version = self._versions.get()
                 continue
-            except Refused as refused:
-                self.refused = refused
-                self._ring()
-                return
             if isinstance(answer, Unavailable):
                 self._closed.wait(self._backoff.next_delay_s(answer))
                 continue

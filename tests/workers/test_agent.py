@@ -472,6 +472,8 @@ def test_an_agent_that_was_replaced_leaves_without_touching_its_ranks(service, a
     pid = hold.wait_up()
     service.wait_state(A1, RUNNING)
     service.change(lambda: setattr(service, "incarnation", 7))
+    service.wait(lambda: service.incarnation == 8)  # that might have been a late call of its own
+    service.change(lambda: setattr(service, "incarnation", 9))
     code, log = first.wait_exit()
     assert code == 3
     assert "another agent has taken this node" in log

@@ -56,6 +56,20 @@ def test_a_record_is_created_by_exactly_one_of_many(tmp_path):
     assert os.listdir(tmp_path) == ["claim.json"]
 
 
+def test_a_launch_record_and_the_way_to_it_are_durable_before_anything_starts(journal, monkeypatch):
+    synced = []
+
+    def fsync(handle):
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real_fsync(handle)
+
+    real_fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", fsync)
+    journal.create("a1", launch())
+    folder = journal.attempt_folder("a1")
+    assert synced == [str(path) for path in (folder / "launch.json", folder, folder.parent)]
+
+
 def test_records_are_for_their_owner_only(journal):
     journal.create("a1", launch())
     folder = journal.attempt_folder("a1")

@@ -1,0 +1,40 @@
+"""A fresh database for every history, as cheap as it can be: nothing in it has to survive."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+from sqlalchemy import Engine, create_engine
+
+from service import migrate
+from service.postgres import DATABASE, EmbeddedPostgres
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """The address of a PostgreSQL whose own database has the schema."""
+    with tempfile.TemporaryDirectory(prefix="ergon-sim-") as name:
+        path = Path(name)
+        path.chmod(0o711)
+        with EmbeddedPostgres(path / "db", durable=False) as postgres:
+            migrate.upgrade(postgres.url)
+            yield postgres.url
+
+
+@contextlib.contextmanager
+def fresh(url: str) -> Iterator[Engine]:
+    """An engine of a database of its own."""
+    name = f"sim_{os.getpid()}"
+    maintenance = url.replace(f"/{DATABASE}?", "/postgres?")
+    with psycopg.connect(maintenance, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {DATABASE} STRATEGY wal_log")
+    own = url.replace(f"/{DATABASE}?", f"/{name}?").replace("postgresql://", "postgresql+psycopg://", 1)
+    engine = create_engine(own, pool_size=1, max_overflow=0, connect_args={"options": "-c timezone=UTC"})
+    try:
+        yield engine
+    finally:
+        engine.dispose()
