@@ -112,3 +112,15 @@ def test_plans_with_moves_pass_the_checker(of: Problem, moves: int) -> None:
     plan = solve(now)
     assert verify(now, plan) == []
     assert len(plan.moves) <= moves
+
+
+def test_moves_that_lead_nowhere_are_taken_back() -> None:
+    """Each of the two jobs on node a would find room on b, but not both."""
+    of = problem([node("a", h100=2, power=QUIET), node("b", h100=2, power=QUIET)], [])
+    places = {"j1": ("a", ["a-h100-0"]), "j2": ("a", ["a-h100-1"]), "j3": ("b", ["b-h100-0"])}
+    held = [(replace(SMALL, id=name), placement(name, place)) for name, place in places.items()]
+    packer = Packer(running(of, *held, moves=2))
+    residents, free = dict(packer.residents), [list(left) for left in packer.fleet.free]
+    assert Mover(packer).make_room(WIDE, 2) is None
+    assert packer.residents == residents
+    assert packer.fleet.free == free
