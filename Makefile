@@ -32,6 +32,9 @@ test: setup ## the tests, under 10 minutes on 2 cores
 fuzz: setup ## made-up requests against the API, as every kind of caller: SEED=1 EXAMPLES=50
 	@ERGON_FUZZ_SEED=$(or $(SEED),1) ERGON_FUZZ_EXAMPLES=$(or $(EXAMPLES),50) $(BIN)/pytest -n 2 tests/service/test_fuzz.py
 
+chaos: setup ## a real cluster under faults, then judged; as root: SECONDS=60 SEED=1
+	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),60) --seed $(or $(SEED),1)
+
 check-image: setup ## the steps of Dockerfile and docker-compose.yml without an engine; needs the package index
 	@$(BIN)/python -m tests.deploy.check_image
 
@@ -55,4 +58,4 @@ state-machine: setup ## any order of events against the use cases, 300 examples;
 mutate-guards: setup ## take each guard out of a copy of the tree once, and see a suite turn red
 	@$(BIN)/python -m tests.guards
 
-.PHONY: help setup demo up test fuzz check-image reference bench-packing lint sim state-machine mutate-guards
+.PHONY: help setup demo up test fuzz chaos check-image reference bench-packing lint sim state-machine mutate-guards

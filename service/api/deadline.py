@@ -46,16 +46,16 @@ class Deadline:
         answering = asyncio.create_task(answer())
         answering.add_done_callback(lambda _: begun.set())
         try:
-            async with asyncio.timeout(self._limit_s(scope)):
-                await begun.wait()
-        except BaseException as end:
-            late = True
-            self._drop(answering, cancel)
-            if not isinstance(end, TimeoutError):
-                raise
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limit_s(scope)):
+                    await begun.wait()
+        finally:
+            if late := not begun.is_set():
+                self._drop(answering, cancel)
+        if late:
             await database_is_silent()(scope, receive, send)
-            return
-        await answering
+        else:  # perhaps it began at the very last moment
+            await answering
 
     def _limit_s(self, scope: Scope) -> float:
         if scope["path"] == "/readyz":

@@ -1,7 +1,10 @@
-"""A database that hangs: it has the connections, and answers nothing on them."""
+"""A database that hangs: it has the connections, and answers nothing on them. And one that is killed under load."""
 
 import asyncio
 import contextlib
+import os
+import signal
+from pathlib import Path
 
 import httpx
 import pytest
@@ -9,9 +12,14 @@ from fastapi import FastAPI
 from sqlalchemy import text
 
 from protocol.errors import PROBLEM_MEDIA_TYPE
+from service import migrate
+from service.api.app import create_app
 from service.api.deadline import Deadline
+from service.api.deps import Parts
+from service.api.hub import Hub
 from service.db import VANISHED, connect
 from service.postgres import EmbeddedPostgres
+from service.settings import Settings
 from tests.freezing import frozen
 from tests.service.cluster import Cluster
 from tests.service.conftest import ORIGIN, bearer
@@ -20,8 +28,8 @@ MORE_THAN_THREADS = 60
 """Requests at once; the API has 40 threads."""
 
 
-def browser(app: FastAPI, cluster: Cluster) -> httpx.AsyncClient:
-    hasty = Deadline(app, answer_s=0.5)
+def browser(app: FastAPI, cluster: Cluster, *, answer_s: float = 0.5) -> httpx.AsyncClient:
+    hasty = Deadline(app, answer_s=answer_s)
     headers = bearer(cluster.tokens["alice"])
     return httpx.AsyncClient(transport=httpx.ASGITransport(hasty), base_url=ORIGIN, headers=headers)
 
@@ -90,3 +98,53 @@ def test_a_server_that_is_gone_without_a_word_is_noticed(database_url: str) -> N
         used = tx.connection.driver_connection.info.get_parameters()
     assert {name: used.get(name) for name in VANISHED} == {name: str(value) for name, value in VANISHED.items()}
     engine.dispose()
+
+
+CLIENTS, EACH, KILLS = 6, 6, 1
+
+
+def test_a_database_that_is_killed_under_load_loses_nothing_that_was_acknowledged(
+    short_dir: Path, settings: Settings
+) -> None:
+    with EmbeddedPostgres(short_dir / "killed") as server:
+        migrate.upgrade(server.url)
+        engine = connect(server.url, pool_size=20)
+        cluster = Cluster(engine=engine, settings=settings)
+        cluster.person("alice")
+        parts = Parts(engine=engine, settings=settings, hub=Hub(), now=lambda: cluster.now, new_id=cluster.new_id)
+        acknowledged: dict[str, str] = {}
+        refused: list[httpx.Response] = []
+        answered = [asyncio.Event() for _ in range(CLIENTS * EACH)]
+
+        async def person(client: httpx.AsyncClient, number: int) -> None:
+            for turn in range(EACH):
+                key = f"key-{number}-{turn}"
+                while True:  # until it is answered, as every client of ours does
+                    answer = await client.post(
+                        "/v1/jobs", json={"command": ["true"], "name": key}, headers={"Idempotency-Key": key}
+                    )
+                    if answer.status_code != 503:
+                        break
+                    refused.append(answer)
+                assert answer.status_code in (200, 201), answer.text
+                answered[len(acknowledged)].set()
+                acknowledged[key] = answer.json()["id"]
+
+        async def murderer() -> None:
+            for kill in range(KILLS):
+                await answered[(kill + 1) * len(answered) // (KILLS + 1)].wait()
+                assert server.pid is not None
+                os.kill(server.pid, signal.SIGKILL)
+                await asyncio.to_thread(server.wait)
+                await asyncio.to_thread(server.restart)
+
+        async def scenario() -> None:
+            async with browser(create_app(parts), cluster, answer_s=60.0) as client:
+                await asyncio.gather(murderer(), *(person(client, number) for number in range(CLIENTS)))
+
+        asyncio.run(scenario())
+        with engine.connect() as tx:
+            rows = tx.execute(text("SELECT spec->>'name', id FROM jobs")).all()
+        engine.dispose()
+    assert sorted(map(tuple, rows)) == sorted(acknowledged.items())
+    assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
