@@ -4,6 +4,9 @@
 
     runtime.report(epoch=3, total_epochs=10, loss=0.21)
 
+    with runtime.checkpoint(step) as folder:
+        torch.save(model.state_dict(), folder / "model.pt")
+
 The standard library only, so that importing it costs nothing and needs no package beside the script's own.
 """
 
@@ -14,9 +17,14 @@ import math
 import operator
 import os
 import signal
+import tempfile
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import SupportsFloat, SupportsIndex
+
+from ergon import checkpoints
 
 MAX_METRICS = 100
 """Metrics one line may carry, as in `protocol.progress.ProgressLine`."""
@@ -55,6 +63,48 @@ def report(
         _append(path, json.dumps(line, allow_nan=False))
 
 
+@contextlib.contextmanager
+def checkpoint(step: SupportsIndex) -> Iterator[Path]:
+    """A new, empty folder for what this rank saves at `step`. Every rank must save at the same steps.
+
+    When the block ends, the files are hashed, made durable and moved into place in one go; with the last rank's the
+    checkpoint is complete. The two latest of the attempt are kept, and nothing goes before they are complete. A second
+    one of the same step is dropped, and so is one whose block raises. Where nothing keeps checkpoints, all are, and
+    stderr says so once.
+
+    Raises:
+        ValueError: `step` is no whole number of 0 or more, or the folder holds something else than files and folders.
+        OSError: the disk does not take it. Nothing of it is left, and the checkpoints of before are untouched.
+    """
+    number = _whole("step", step)
+    folder = os.environ.get("ERGON_CHECKPOINT_DIR")
+    if not folder:
+        _warn_once("checkpoint", "nothing keeps checkpoints here: ERGON_CHECKPOINT_DIR is not set")
+        with tempfile.TemporaryDirectory(prefix="ergon-checkpoint-") as dropped:
+            yield Path(dropped)
+        return
+    rank, world_size, epoch = _number("RANK", 0), _number("WORLD_SIZE", 1), _number("ERGON_EPOCH", 0)
+    mark = checkpoints.Mark(epoch, number)
+    with checkpoints.written(Path(folder), mark, rank=rank, world_size=world_size) as draft:
+        yield draft
+    if rank == 0:
+        checkpoints.prune(Path(folder), epoch, world_size)
+
+
+def latest_checkpoint() -> Path | None:
+    """The job's newest checkpoint that is complete and exactly as it was written; None if there is none.
+
+    What rank 3 saved lies in its folder `rank-3`. A torn or damaged one is passed over for the one before. Reads the
+    whole checkpoint. All ranks get the same answer.
+    """
+    folder = os.environ.get("ERGON_CHECKPOINT_DIR")
+    if not folder:
+        return None
+    text = os.environ.get("ERGON_CHECKPOINT_LATEST")
+    known = checkpoints.Mark(*map(int, text.split("/"))) if text else None
+    return checkpoints.newest_intact(Path(folder), known=known, epoch=_number("ERGON_EPOCH", 0))
+
+
 def watch_for_stop() -> None:
     """From now on SIGTERM sets `stop_requested()` instead of ending the process. Call it once, in the main thread.
 
@@ -76,10 +126,15 @@ def _whole(name: str, count: SupportsIndex) -> int:
     try:
         number = operator.index(count)
     except TypeError as error:
-        raise ValueError(f"report({name}={count!r}): must be a whole number") from error
+        raise ValueError(f"{name}={count!r}: must be a whole number") from error
     if number < 0:
-        raise ValueError(f"report({name}={number}): must not be negative")
+        raise ValueError(f"{name}={number}: must not be negative")
     return number
+
+
+def _number(name: str, default: int) -> int:
+    """A whole number that Ergon, or torchrun, put into the environment."""
+    return int(os.environ.get(name) or default)
 
 
 def _finite(metrics: dict[str, SupportsFloat]) -> dict[str, float]:
