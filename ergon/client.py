@@ -147,6 +147,13 @@ class Client:
         """
         return parse(JobView, self._connection.post(f"{_job_path(job_id)}/release", None, key=fresh_key()))
 
+    def preempt(self, job_id: str) -> JobView:
+        """Take a running job's devices away; it goes back to the queue and continues from its latest checkpoint.
+
+        Raises RequestRefused with type `urn:ergon:job-waits` or `urn:ergon:job-ended` if it has no devices.
+        """
+        return parse(JobView, self._connection.post(f"{_job_path(job_id)}/preempt", None, key=fresh_key()))
+
     def set_priority(self, job_id: str, priority: int) -> JobView:
         """Move a job in line. Raises RequestRefused with type `urn:ergon:job-ended` if it has ended."""
         body = PriorityChange(priority=priority).model_dump_json()

@@ -38,6 +38,8 @@ RANK_VARIABLES = {
     "ERGON_EPOCH": "Set for ranks: the number of the attempt.",
     "ERGON_ARRAY_INDEX": "Set for ranks of a job that is part of an array: its number, from 0.",
     "ERGON_OUTPUT": "Set for ranks: folder whose content is stored when the job has ended.",
+    "ERGON_CHECKPOINT_DIR": "Set for ranks: folder with the job's checkpoints, where the node keeps any.",
+    "ERGON_CHECKPOINT_LATEST": "Set for ranks: epoch/step of the latest checkpoint that the service knows of.",
     "ERGON_DUMP_SIGNAL": "Set for ranks: number of the signal that asks for the stacks of all threads.",
     "ERGON_PROGRESS": "Set for ranks: file that takes progress, one JSON object a line.",
 }

@@ -159,6 +159,13 @@ class JobSpec(Message):
         "the job again; `wait` lets them run, and the job is not run again before the node is heard, has booted, or an "
         "administrator says that it is down.",
     )
+    stop_grace_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=3_600,
+        description="When it is stopped: how long its ranks have to save what they need and leave, in s; the service's "
+        "ERGON_STOP_GRACE_S if absent.",
+    )
     require_feasible: bool = Field(
         default=False, description="Refuse the job if no node that is present could ever run it."
     )
@@ -257,6 +264,19 @@ class ProgressView(View):
     metrics: dict[str, float] = Field(default={}, description="The latest value of each metric, such as `loss`.")
 
 
+class CheckpointMark(View):
+    """Which checkpoint of a job."""
+
+    epoch: int = Field(description="The attempt that wrote it.")
+    step: int
+
+
+class CheckpointView(CheckpointMark):
+    """The latest checkpoint of a job: where its next attempt goes on."""
+
+    at: datetime = Field(description="When the service heard of it.")
+
+
 class ArrayPlace(View):
     """Where a job stands in its array."""
 
@@ -309,6 +329,7 @@ class JobView(View):
     )
     verdict: VerdictView | None = None
     progress: ProgressView | None = None
+    checkpoint: CheckpointView | None = Field(default=None, description="Absent before the first.")
     attempts: list[AttemptView] = []
 
 

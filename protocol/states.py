@@ -43,6 +43,7 @@ class EndReason(StrEnum):
     NODE_LOST = "node_lost"  # the service waited out the node's lease
     UNKNOWN_START = "unknown_start"  # the agent cannot tell whether it ran: never started twice
     DRAINED = "drained"  # an administrator emptied its node
+    PREEMPTED = "preempted"  # an administrator took its devices away: it goes on later from its checkpoint
 
 
 class Desired(StrEnum):

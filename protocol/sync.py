@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from protocol.base import Count, Index, Message, Seconds, Text, View
-from protocol.jobs import Recipe
+from protocol.jobs import CheckpointMark, Recipe
 from protocol.nodes import MAX_REASON, DeviceId, NodeReport, PowerSample
 from protocol.states import AttemptState, Desired, EndReason
 
@@ -49,6 +49,9 @@ class RegisterResponse(View):
     numbered_reports: bool = Field(
         default=False, description="Whether reports may carry `seq` and `first_sample`: a first service knew neither."
     )
+    checkpoints: bool = Field(
+        default=False, description="Whether reports may carry `checkpoint`: a first service did not know it."
+    )
 
 
 class MemberReport(Message):
@@ -71,6 +74,9 @@ class MemberReport(Message):
         default=False, description="None of its ranks has written anything for the job's `stall_timeout_s`."
     )
     clean: bool = Field(default=False, description="True once no process of it is left: its devices are free.")
+    checkpoint: Count | None = Field(
+        default=None, description="Step of the newest checkpoint of this attempt that every rank has completed."
+    )
 
     @model_validator(mode="after")
     def _ended_for_a_reason(self) -> Self:
@@ -170,6 +176,9 @@ class Assignment(View):
         default=None, description="How long its ranks may write neither output nor progress, in s, before it is quiet."
     )
     on_disconnect: Literal["fence", "wait"] = "fence"
+    checkpoint: CheckpointMark | None = Field(
+        default=None, description="The job's latest checkpoint that the service knows of: ranks go on from there."
+    )
     stop_grace_s: float = Field(description="From the polite signal to the one that cannot be refused, in s.")
     offsets: dict[str, int] = Field(
         default={}, description="Bytes already stored, by `rank/stream`; shipping resumes there."

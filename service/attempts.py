@@ -43,6 +43,10 @@ def take_report(tx: Connection, node_id: str, report: MemberReport, *, max_attem
     if member is None or member.released_at is not None:
         return
     changed = False
+    if report.checkpoint is not None and job_store.advance_checkpoint(
+        tx, attempt.job_id, epoch=attempt.epoch, step=report.checkpoint, now=now
+    ):
+        notify(tx, f"job:{attempt.job_id}")
     if report.rendezvous and member.member == 0 and attempt.rendezvous is None:
         store.change_attempt(tx, attempt.id, rendezvous=report.rendezvous)
         _tell_nodes(tx, attempt.id)

@@ -1,4 +1,4 @@
-"""What a person can do with jobs that are there: hold, release, move in line; and with a whole array.
+"""What a person can do with jobs that are there: hold, release, preempt, move in line; and with a whole array.
 
 Asking for what is so already changes nothing: a request may arrive twice.
 """
@@ -8,12 +8,12 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from protocol.jobs import ArrayView, JobView
-from protocol.states import FINAL_JOB_STATES, EndReason, JobState
+from protocol.states import FINAL_JOB_STATES, AttemptState, Desired, EndReason, JobState
 from service import attempts, dependencies, jobs, verdicts
 from service.auth import Person
 from service.db import Record, notify
 from service.lifecycle import SENTENCES, check_job_change
-from service.refusals import JobEnded, JobStarted, UnknownArray
+from service.refusals import JobEnded, JobStarted, JobWaits, UnknownArray
 from service.store import arrays as array_store
 from service.store import attempts as attempt_store
 from service.store import jobs as store
@@ -60,6 +60,27 @@ def release(tx: Connection, person: Person, job_id: str, *, now: datetime) -> Jo
         store.add_event(tx, job_id, kind="released", now=now, user=person.name)
         notify(tx, f"job:{job_id}")
         notify(tx, "cycle")
+    return jobs.get(tx, person, job_id)
+
+
+def preempt(tx: Connection, person: Person, job_id: str, *, now: datetime) -> JobView:
+    """Take a job's devices away: its ranks are asked to stop, and it goes back to the queue at no one's expense.
+
+    Raises:
+        UnknownJob: there is none of this id.
+        JobEnded: it has ended.
+        JobWaits: it has no devices.
+    """
+    jobs.find(tx, person, job_id)
+    attempt = attempt_store.live_attempt(tx, job_id)
+    if attempt is not None:
+        attempt = attempt_store.lock_attempt(tx, attempt.id)  # always before the job, as when an agent reports
+    _, state = _lock(tx, person, job_id)
+    if attempt is None or attempt.state == AttemptState.ENDED.value:
+        raise JobWaits(f"job {job_id} is {state} and has no devices that could be taken; `ergon hold` keeps it waiting")
+    if attempt.desired == Desired.RUN.value:
+        store.add_event(tx, job_id, kind="preempted", now=now, user=person.name)
+        attempts.stop(tx, attempt, EndReason.PREEMPTED, now=now)
     return jobs.get(tx, person, job_id)
 
 

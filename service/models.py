@@ -204,12 +204,18 @@ jobs = Table(
     Column("trimmed", Boolean, nullable=False, server_default="false"),
     Column("verdict", JSONB(none_as_null=True), nullable=True),
     Column("progress", JSONB(none_as_null=True), nullable=True),
+    # The latest checkpoint that was reported, and when. It only moves to a later attempt, or a later step of the same.
+    Column("checkpoint_epoch", Integer, nullable=True),
+    Column("checkpoint_step", BigInteger, nullable=True),
+    _time("checkpoint_at", nullable=True),
     _time("submitted_at"),
     _time("started_at", nullable=True),
     _time("ended_at", nullable=True),
     CheckConstraint(
         "state IN ('queued', 'held', 'starting', 'running', 'succeeded', 'failed', 'cancelled')", name="state"
     ),
+    CheckConstraint("num_nulls(checkpoint_epoch, checkpoint_step, checkpoint_at) IN (0, 3)", name="checkpoint"),
+    CheckConstraint("checkpoint_epoch <= epoch", name="checkpoint_epoch"),
     Index("jobs_user_id_seq_idx", "user_id", "seq"),
     Index("jobs_ended_at_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     Index("jobs_queued_idx", "priority", "seq", postgresql_where=text("state = 'queued'")),

@@ -74,7 +74,9 @@ def register(
         now=now,
     )
     notify(tx, "cycle")
-    return RegisterResponse(node=name, incarnation=incarnation, lease_s=lease_s, numbered_reports=True)
+    return RegisterResponse(
+        node=name, incarnation=incarnation, lease_s=lease_s, numbered_reports=True, checkpoints=True
+    )
 
 
 def lose(tx: Connection, node_id: str, *, last_seen_at: datetime, max_attempts: int, now: datetime) -> bool:

@@ -108,6 +108,12 @@ class JobEnded(Refusal):
     title = "The job has ended"
 
 
+class JobWaits(Refusal):
+    status = 409
+    kind = "job-waits"
+    title = "The job has no devices"
+
+
 class JobStarted(Refusal):
     status = 409
     kind = "job-started"

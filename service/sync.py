@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from protocol.jobs import JobSpec
+from protocol.jobs import CheckpointMark, JobSpec
 from protocol.nodes import PowerSample
 from protocol.progress import ProgressLine
 from protocol.states import AttemptState, Desired, NodeState
@@ -81,7 +81,7 @@ def answer(tx: Connection, node_id: str, *, stop_grace_s: float, lease_s: float)
     assignments = [_assignment(row, grants.get(row.attempt_id, []), stop_grace_s) for row in held]
     digest = hashlib.sha256()
     for assignment in assignments:
-        digest.update(assignment.model_dump_json(exclude={"observed"}).encode())
+        digest.update(assignment.model_dump_json(exclude={"observed", "checkpoint"}).encode())
     ends = log_store.ends_of_streams(tx, [row.attempt_id for row in held]) if held else {}
     assignments = [item.model_copy(update={"offsets": ends.get(item.attempt, {})}) for item in assignments]
     return SyncResponse(assignments=assignments, version=digest.hexdigest()[:16], lease_s=lease_s)
@@ -118,8 +118,16 @@ def _assignment(row: Record, devices: Sequence[DeviceGrant], stop_grace_s: float
         stall_timeout_s=spec.stall_timeout_s,
         disk_bytes=spec.disk_bytes_per_node,
         on_disconnect=spec.on_disconnect,
-        stop_grace_s=stop_grace_s,
+        checkpoint=_mark(row),
+        stop_grace_s=stop_grace_s if spec.stop_grace_s is None else spec.stop_grace_s,
     )
+
+
+def _mark(row: Record) -> CheckpointMark | None:
+    """Where the job goes on; the same for every member of a gang: no attempt of before is heard any more."""
+    if row.checkpoint_epoch is None:
+        return None
+    return CheckpointMark(epoch=row.checkpoint_epoch, step=row.checkpoint_step)
 
 
 def _welcome_back(tx: Connection, node: Record, *, now: datetime) -> None:

@@ -8,6 +8,7 @@ from protocol.cycles import CycleView
 from protocol.jobs import (
     ArrayPlace,
     AttemptView,
+    CheckpointView,
     EventView,
     JobSpec,
     JobView,
@@ -49,8 +50,15 @@ def job(
         output_deleted=row.trimmed,
         verdict=VerdictView.model_validate(row.verdict) if row.verdict else None,
         progress=ProgressView.model_validate(row.progress) if row.progress else None,
+        checkpoint=_checkpoint(row),
         attempts=[_attempt(attempt, members) for attempt in attempts],
     )
+
+
+def _checkpoint(row: Record) -> CheckpointView | None:
+    if row.checkpoint_epoch is None:
+        return None
+    return CheckpointView(epoch=row.checkpoint_epoch, step=row.checkpoint_step, at=row.checkpoint_at)
 
 
 def _array_place(row: Record, states: Mapping[JobState, int]) -> ArrayPlace:

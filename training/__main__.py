@@ -1,12 +1,14 @@
 """`python -m training NAME key=value ...`: run one recipe in this process, as one rank.
 
-Exit codes: 0 done, 1 the result misses what the options ask for, 2 the call, the data or the ranks make no sense.
+Exit codes: 0 done, 1 the result misses what the options ask for, 2 the call, the data or the ranks make no sense, 143
+it was asked to stop and has saved.
 """
 
 import os
 import sys
 from typing import NoReturn
 
+from ergon import runtime
 from training.errors import InputError
 from training.options import parse
 from training.recipes import MODULES, load
@@ -41,4 +43,5 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    runtime.watch_for_stop()
     leave(main(sys.argv[1:]))

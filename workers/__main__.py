@@ -94,6 +94,11 @@ def command_line() -> argparse.ArgumentParser:
         help="bytes that a job may write on this node; without it only the job's own limit holds",
     )
     parser.add_argument(
+        "--checkpoint-dir",
+        type=Path,
+        help="folder that all nodes share, for the checkpoints of all jobs; without it none are kept",
+    )
+    parser.add_argument(
         "--health-check",
         type=Path,
         help="program that is run over and over; while it ends with another code than 0, this node gets no new work, "
@@ -158,6 +163,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         stop_attempts_on_exit=options.stop_attempts_on_exit,
         interface=options.interface,
         disk_bytes=options.disk_per_job,
+        checkpoints=options.checkpoint_dir and options.checkpoint_dir.absolute(),
     )
     exchange = Exchange(options.server, token, trust=trust)
     credentials = {"server": options.server, "token": token, "ca": str(options.ca) if options.ca else None}
@@ -191,6 +197,8 @@ def _check_limits(options: argparse.Namespace) -> None:
         raise BadArgument("--memory must be a positive number of bytes")
     if options.disk_per_job is not None and options.disk_per_job <= 0:
         raise BadArgument("--disk-per-job must be a positive number of bytes")
+    if options.checkpoint_dir is not None and not os.access(options.checkpoint_dir, os.R_OK | os.W_OK | os.X_OK):
+        raise BadArgument(f"--checkpoint-dir {options.checkpoint_dir} is no folder this agent may write to")
     if options.health_check is not None and not os.access(options.health_check, os.X_OK):
         raise BadArgument(f"--health-check {options.health_check} is no program this agent may run")
     if not 0.1 <= options.health_every <= 86_400:

@@ -10,11 +10,13 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from protocol.nodes import NodeReport
 from protocol.sync import Assignment, MemberReport, RegisterResponse, StreamChunk, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
 from workers.bell import Bell
+from workers.checkpoints import Checkpoints
 from workers.exchange import EXIT_REFUSED, EXIT_REPLACED, Backoff, Doorbell, Exchange, Forgotten, Refused, Unavailable
 from workers.health import Health
 from workers.inventory import offers_whole_machine
@@ -69,6 +71,8 @@ class Settings:
     interface: str | None = None
     disk_bytes: int | None = None
     """What each member of an attempt may have on this node's disk."""
+    checkpoints: Path | None = None
+    """Folder that all nodes share, for the checkpoints of all jobs."""
 
 
 class Agent:
@@ -106,6 +110,7 @@ class Agent:
         self._journal = journal
         self._runs = runs
         self._outputs = outputs
+        self._checkpoints = Checkpoints(bell.ring)
         self._health = health
         self._told_unfit: Mapping[str, str] = {}
         self._credentials = credentials
@@ -151,6 +156,7 @@ class Agent:
         if not self._join():
             return
         self._outputs.start()
+        self._checkpoints.start()
         on_ready(self._settings.name)
         while True:
             self._hear()
@@ -188,6 +194,7 @@ class Agent:
         self._incarnation = registration.incarnation
         self._lease_s = registration.lease_s
         self._numbered = registration.numbered_reports
+        self._tells_checkpoints = registration.checkpoints
         self._doorbell.begin(registration.incarnation)
         return True
 
@@ -273,6 +280,9 @@ class Agent:
         """A run that has ended: shipped once the service has its log and its output."""
         self._outputs.collect(run.attempt, self._runs.member(run.attempt), self._runs.folder(run.attempt))
         note = self._outputs.note(run.attempt)
+        self._checkpoints.watch(run.attempt, self._runs.launch(run.attempt))
+        if not self._checkpoints.is_settled(run.attempt):
+            return run
         if note is None or not self._shipper.is_shipped(run.attempt):
             return run
         message = "; ".join(part for part in (end.message, note) if part)[:MAX_MESSAGE]
@@ -292,6 +302,7 @@ class Agent:
                 self._meter.clock.close(attempt, self._runs.cpu_totals()[attempt])
                 self._shipper.drop(attempt)
                 self._outputs.drop(attempt)
+                self._checkpoints.drop(attempt)
                 self._runs.forget(attempt)
                 self._clear(attempt, "the node ran it and has forgotten it since")
             case ClearUnknown(attempt=attempt):
@@ -314,6 +325,7 @@ class Agent:
                 environment=os.environ,
                 disk_bytes=self._settings.disk_bytes,
                 runtime=self._report.container_runtime,
+                checkpoints=self._settings.checkpoints if self._tells_checkpoints else None,
             )
             self._runs.start(attempt, launch, self._credentials)
         except (OSError, NoFreePort) as error:
@@ -355,7 +367,22 @@ class Agent:
         self._num_read += len(fresh)
 
     def _observe(self, runs: Mapping[str, Run]) -> list[MemberReport]:
-        return observe(self._assignments or (), runs, rendezvous=self._rendezvous, cleared=self._cleared)
+        return observe(
+            self._assignments or (),
+            runs,
+            rendezvous=self._rendezvous,
+            cleared=self._cleared,
+            checkpoints=self._newest_checkpoints(runs) if self._tells_checkpoints else {},
+        )
+
+    def _newest_checkpoints(self, runs: Mapping[str, Run]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for attempt in runs:
+            self._checkpoints.watch(attempt, self._runs.launch(attempt))
+            step = self._checkpoints.newest(attempt)
+            if step is not None:
+                found[attempt] = step
+        return found
 
     def _sync(self, runs: Mapping[str, Run]) -> bool:
         """Call the service if there is something to tell or to hear. True if that may have changed what to do."""

@@ -22,8 +22,8 @@ from workers.containers import (
     start_environment,
 )
 
-RUNTIME_MODULE = Path(__file__).resolve().parent.parent / "ergon" / "runtime.py"
-"""What a script in a container may import of ours: this one file, which needs nothing but Python."""
+RUNTIME_MODULES = [Path(__file__).resolve().parent.parent / "ergon" / name for name in ("runtime.py", "checkpoints.py")]
+"""What a script in a container may import of ours: `ergon.runtime`, which needs nothing but Python."""
 
 
 class ImageFailed(Exception):
@@ -61,7 +61,7 @@ def make_containers(cache: Cache, folder: Path, launch: dict, *, data: Mapping[s
             argv=launch["argv"],
             env=shared | rank["env"],
             work=str(folder / "work"),
-            written=[str(folder / "work"), str(folder / "output"), progress],
+            written=[str(folder / "work"), str(folder / "output"), progress, *_checkpoints(launch)],
             read=[str(packages), *sorted(set(data.values()))],
             gpus=needs["gpus"],
             cpus=needs["cpus"],
@@ -121,10 +121,20 @@ def _create(runtime: str, container: Container, own: Mapping[str, str]) -> None:
         raise ImageFailed(f"{runtime} cannot make a container of {container.image} on this node: {said}")
 
 
+def _checkpoints(launch: dict) -> list[str]:
+    """Where the ranks keep checkpoints, if they do: what is mounted must exist."""
+    record = launch.get("checkpoints")
+    if not record:
+        return []
+    Path(record["folder"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return [record["folder"]]
+
+
 def _place_runtime_module(folder: Path) -> Path:
     """A folder that holds `ergon.runtime` and nothing else."""
     package = folder / "python" / "ergon"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").touch()
-    shutil.copyfile(RUNTIME_MODULE, package / "runtime.py")
+    for module in RUNTIME_MODULES:
+        shutil.copyfile(module, package / module.name)
     return package.parent

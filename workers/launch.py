@@ -42,6 +42,7 @@ def launch_record(
     environment: Mapping[str, str],
     disk_bytes: int | None = None,
     runtime: str | None = None,
+    checkpoints: Path | None = None,
 ) -> dict:
     """What the supervisor is told, apart from the node's own paths.
 
@@ -53,9 +54,11 @@ def launch_record(
         environment: the agent's own environment.
         disk_bytes: what any member may have on this node's disk; no limit if None.
         runtime: what runs containers on this node.
+        checkpoints: folder that all nodes share, below which each job has its own; nothing keeps any if None.
     """
     gang = partial(gang_environment, interface=interface, rendezvous=rendezvous, environment=environment)
-    output = {"ERGON_OUTPUT": str(folder / "output")}
+    saved = None if checkpoints is None else checkpoints / assignment.job
+    output = {"ERGON_OUTPUT": str(folder / "output")} | checkpoint_variables(assignment, saved)
     env, container = gang(assignment) | output, None
     if assignment.image is not None:
         inside = contained(env, assignment=assignment, environment=environment)
@@ -68,6 +71,7 @@ def launch_record(
         "argv": command_line(assignment, python),
         "prepare": preparation(assignment, folder=folder, python=python, environment=environment),
         "container": container,
+        "checkpoints": saved and {"folder": str(saved), "world_size": assignment.members * assignment.ranks},
         "env": env,
         "ranks": [rank_record(assignment, local_rank, folder) for local_rank in range(assignment.ranks)],
         "time_limit_s": assignment.time_limit_s,
@@ -77,6 +81,15 @@ def launch_record(
         "cap_bytes": STREAM_CAP_BYTES,
         "disk": disk_limit(assignment.disk_bytes, disk_bytes),
     }
+
+
+def checkpoint_variables(assignment: Assignment, folder: Path | None) -> dict[str, str]:
+    """Where ranks keep checkpoints and which one they go on from: what the service has not heard of does not count."""
+    if folder is None:
+        return {}
+    mark = assignment.checkpoint
+    latest = f"{mark.epoch}/{mark.step}" if mark else "0/0"
+    return {"ERGON_CHECKPOINT_DIR": str(folder), "ERGON_CHECKPOINT_LATEST": latest}
 
 
 def disk_limit(of_job: int | None, of_node: int | None) -> dict | None:

@@ -202,14 +202,20 @@ def observe(
     *,
     rendezvous: Mapping[str, str],
     cleared: Mapping[str, str],
+    checkpoints: Mapping[str, int],
 ) -> list[MemberReport]:
-    """What to tell the service of each attempt it thinks is here. Arguments as for `reconcile`."""
+    """What to tell the service of each attempt it thinks is here.
+
+    Args:
+        assignments, runs, rendezvous, cleared: as for `reconcile`.
+        checkpoints: step of the newest complete checkpoint of each attempt that has one.
+    """
     reports: list[MemberReport] = []
     for assignment in assignments:
         attempt = assignment.attempt
         run = runs.get(attempt)
         if run is not None:
-            report = _report_of(run, assignment, rendezvous.get(attempt))
+            report = _report_of(run, assignment, rendezvous.get(attempt), checkpoints.get(attempt))
         elif attempt in cleared:
             report = _ended(assignment, EndReason.UNKNOWN_START, cleared[attempt])
         elif not _never_started(assignment, rendezvous):
@@ -243,12 +249,19 @@ def _is_clean(run: Run) -> bool:
     return run.exit is not None and run.exit.clean
 
 
-def _report_of(run: Run, assignment: Assignment, rendezvous: str | None) -> MemberReport:
+def _report_of(run: Run, assignment: Assignment, rendezvous: str | None, checkpoint: int | None) -> MemberReport:
     if run.exit is None or not run.shipped:
         state = AttemptState.STARTING if run.phase is Phase.STARTING else AttemptState.RUNNING
         if run.stop:
             state = AttemptState.STOPPING
-        return MemberReport(attempt=run.attempt, epoch=run.epoch, state=state, rendezvous=rendezvous, quiet=run.quiet)
+        return MemberReport(
+            attempt=run.attempt,
+            epoch=run.epoch,
+            state=state,
+            rendezvous=rendezvous,
+            quiet=run.quiet,
+            checkpoint=checkpoint,
+        )
     return MemberReport(
         attempt=run.attempt,
         epoch=run.epoch,
@@ -257,6 +270,7 @@ def _report_of(run: Run, assignment: Assignment, rendezvous: str | None) -> Memb
         reason=run.exit.reason,
         message=run.exit.message or None,
         clean=run.exit.clean,
+        checkpoint=checkpoint,
     )
 
 

@@ -85,6 +85,10 @@ class Runs:
     def folder(self, attempt: str) -> Path:
         return self._held[attempt].folder
 
+    def launch(self, attempt: str) -> dict:
+        """Its launch record."""
+        return self._held[attempt].launch
+
     def ranks(self, attempt: str) -> list[int]:
         """The numbers of the ranks this node runs of the attempt."""
         return [rank["rank"] for rank in self._held[attempt].launch["ranks"]]

@@ -58,6 +58,12 @@ def agent(
     state_dir: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for the credential and what must survive a restart.")
     ] = None,
+    checkpoint_dir: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False, exists=True, help="Folder that all nodes share, for the checkpoints of all jobs."
+        ),
+    ] = None,
     health_check: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +102,7 @@ def agent(
         "--address": address,
         "--interface": interface,
         "--disk-per-job": str(disk_per_job) if disk_per_job else None,
+        "--checkpoint-dir": str(checkpoint_dir.absolute()) if checkpoint_dir else None,
         "--health-check": str(health_check.absolute()) if health_check else None,
         "--health-every": str(health_every) if health_every else None,
     }

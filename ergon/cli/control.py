@@ -1,4 +1,4 @@
-"""`ergon hold`, `release`, `resubmit` and `priority`."""
+"""`ergon hold`, `release`, `preempt`, `resubmit` and `priority`."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -23,6 +23,14 @@ def release(job_ids: JobIds, as_json: Json = False) -> int:
     """Let held jobs go on. One that waits for other jobs stays held until they have ended."""
     with Client() as client:
         return _each(job_ids, client.release, _say_state, as_json=as_json)
+
+
+def preempt(job_ids: JobIds, as_json: Json = False) -> int:
+    """Take running jobs' devices away: each saves what it can, goes back to the queue and continues later from its
+    latest checkpoint. Administrators only.
+    """
+    with Client() as client:
+        return _each(job_ids, client.preempt, lambda job: line(f"{job.id} is being stopped"), as_json=as_json)
 
 
 def resubmit(job_ids: JobIds, as_json: Json = False) -> int:

@@ -69,6 +69,7 @@ UNITS = {
     "disk": "disk_bytes_per_node",
     "time_limit": "time_limit_s",
     "stall_timeout": "stall_timeout_s",
+    "stop_grace": "stop_grace_s",
     "expected_run": "expected_run_s",
 }
 """Fields with a unit -> the field of the spec each stands for."""
@@ -81,6 +82,7 @@ class FileJob(JobSpec):
     disk: Size = Field(default=None, description="`disk_bytes_per_node` with a unit.")
     time_limit: Duration = Field(default=None, description="`time_limit_s` with a unit.")
     stall_timeout: Duration = Field(default=None, description="`stall_timeout_s` with a unit.")
+    stop_grace: Duration = Field(default=None, description="`stop_grace_s` with a unit.")
     expected_run: Duration = Field(default=None, description="`expected_run_s` with a unit.")
 
     @model_validator(mode="after")

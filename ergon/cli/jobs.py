@@ -169,6 +169,8 @@ def _describe(job: JobView) -> None:
             line(f"          {reason.message} ({reason.code})")
     if job.progress:
         line(f"progress  {describe_progress(job.progress)}")
+    if job.checkpoint:
+        line(f"saved     step {job.checkpoint.step} of attempt {job.checkpoint.epoch}, {local_time(job.checkpoint.at)}")
     for attempt in job.attempts:
         line(
             f"attempt {attempt.epoch} {attempt.state}"
@@ -193,6 +195,8 @@ def describe_request(spec: JobSpec) -> str:
         words += f", at most {show_size(spec.disk_bytes_per_node)} on each node's disk"
     if spec.stall_timeout_s:
         words += f", stalled after {show_duration(spec.stall_timeout_s)} of silence"
+    if spec.stop_grace_s is not None:
+        words += f", {show_duration(spec.stop_grace_s)} to leave when stopped"
     if spec.time_limit_s:
         words += f", at most {show_duration(spec.time_limit_s)}"
     return words

@@ -126,6 +126,8 @@ def _agent(family: Family, url: str, name: str, slots: str) -> list[str]:
     """The command line of an agent, with a folder of its own and a fresh token in it."""
     state = family.folder / "agents" / name
     state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    checkpoints = family.folder / "checkpoints"
+    checkpoints.mkdir(mode=0o700, exist_ok=True)
     token_file = state / "token"
     token_file.unlink(missing_ok=True)
     with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -133,7 +135,7 @@ def _agent(family: Family, url: str, name: str, slots: str) -> list[str]:
     return _python(
         "workers",
         *("--server", url, "--name", name, "--token-file", str(token_file), "--state-dir", str(state)),
-        *("--cpu-slots", slots, "--stop-attempts-on-exit"),
+        *("--cpu-slots", slots, "--stop-attempts-on-exit", "--checkpoint-dir", str(checkpoints)),
     )
 
 

@@ -32,6 +32,7 @@ OPTIONS = {
     "disk_bytes_per_node": "--disk",
     "time_limit_s": "--time-limit",
     "stall_timeout_s": "--stall-timeout",
+    "stop_grace_s": "--stop-grace",
     "expected_run_s": "--expect",
     "env": "--env",
     "array": "--array",
@@ -80,6 +81,12 @@ def submit(
         float | None,
         typer.Option(
             parser=parse_duration, metavar="DURATION", help="Stop and retry it when it writes nothing for this long."
+        ),
+    ] = None,
+    stop_grace: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_duration, metavar="DURATION", help="How long it has to save and leave when it is stopped."
         ),
     ] = None,
     expect: Annotated[
@@ -157,6 +164,7 @@ def submit(
         "disk_bytes_per_node": disk,
         "time_limit_s": time_limit,
         "stall_timeout_s": stall_timeout,
+        "stop_grace_s": stop_grace,
         "expected_run_s": expect,
         "env": _pairs(env or [], "--env", "NAME=VALUE"),
         "image": image,

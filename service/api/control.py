@@ -6,10 +6,10 @@ from fastapi import APIRouter, Path
 
 from protocol.jobs import ArrayView, JobView, PriorityChange
 from service import control
-from service.api.deps import PartsDep, PersonDep
+from service.api.deps import AdminDep, PartsDep, PersonDep
 from service.api.errors import RESPONSES, refused
 from service.api.jobs import JobId
-from service.refusals import JobEnded, JobStarted, UnknownArray, UnknownJob
+from service.refusals import JobEnded, JobStarted, JobWaits, UnknownArray, UnknownJob
 
 router = APIRouter(prefix="/v1", tags=["jobs"], responses=RESPONSES)
 
@@ -28,6 +28,14 @@ def release_job(job_id: JobId, parts: PartsDep, person: PersonDep) -> JobView:
     """Take back a hold. A job that waits for other jobs stays `held` until they have ended."""
     with parts.engine.begin() as tx:
         return control.release(tx, person, job_id, now=parts.now())
+
+
+@router.post("/jobs/{job_id}/preempt", responses=refused(UnknownJob, JobEnded, JobWaits))
+def preempt_job(job_id: JobId, parts: PartsDep, admin: AdminDep) -> JobView:
+    """Take a job's devices away: it saves what it can, goes back to the queue and continues later from its latest
+    checkpoint, without losing one of its tries. Asking again changes nothing. Administrators only."""
+    with parts.engine.begin() as tx:
+        return control.preempt(tx, admin, job_id, now=parts.now())
 
 
 @router.patch("/jobs/{job_id}", responses=refused(UnknownJob, JobEnded))

@@ -157,6 +157,8 @@ def held_members(tx: Connection, node_id: str) -> Sequence[Record]:
             jobs.c.name.label("job_name"),
             jobs.c.spec,
             jobs.c.array_index,
+            jobs.c.checkpoint_epoch,
+            jobs.c.checkpoint_step,
             users.c.name.label("user_name"),
         )
         .join(attempts, members.c.attempt_id == attempts.c.id)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    tuple_,
     update,
 )
 
@@ -174,6 +175,18 @@ def set_verdicts(tx: Connection, verdicts: Sequence[Verdict]) -> None:
 
 def set_progress(tx: Connection, job_id: str, progress: dict[str, object]) -> None:
     tx.execute(update(jobs).where(jobs.c.id == job_id).values(progress=progress))
+
+
+def advance_checkpoint(tx: Connection, job_id: str, *, epoch: int, step: int, now: datetime) -> bool:
+    """Note a checkpoint of attempt `epoch` as the job's latest. False, and nothing is changed, if the job has a later
+    attempt by now or a later checkpoint is known.
+    """
+    later = tuple_(literal(epoch), literal(step)) > tuple_(jobs.c.checkpoint_epoch, jobs.c.checkpoint_step)
+    query = update(jobs).where(
+        jobs.c.id == job_id, jobs.c.epoch == epoch, or_(jobs.c.checkpoint_epoch.is_(None), later)
+    )
+    values = {"checkpoint_epoch": epoch, "checkpoint_step": step, "checkpoint_at": now}
+    return tx.execute(query.values(**values)).rowcount == 1
 
 
 def count_by_state(tx: Connection, *, user_id: str | None = None) -> dict[str, int]:

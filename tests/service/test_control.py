@@ -139,6 +139,66 @@ def test_every_verb_in_every_state(
         assert cluster.events(job) == events + happened
 
 
+WAITS = "urn:ergon:job-waits"
+
+
+@pytest.mark.parametrize(
+    ("state", "refusal"),
+    [(queued, WAITS), (held, WAITS), (dependent, WAITS), (starting, None), (running, None)]
+    + [(end, ENDED) for end in (succeeded, failed, cancelled)],
+)
+def test_an_administrator_preempts_what_has_devices(
+    cluster: Cluster,
+    client: TestClient,
+    as_root: dict[str, str],
+    state: Callable[[Cluster], str],
+    refusal: str | None,
+) -> None:
+    job = state(cluster)
+    before, events = cluster.job(job), cluster.events(job)
+    assert client.post(f"/v1/jobs/{job}/preempt").status_code == 403
+    assert client.post("/v1/jobs/job-none/preempt", headers=as_root).status_code == 404
+    for _ in range(2):
+        answer = client.post(f"/v1/jobs/{job}/preempt", headers=as_root)
+        if refusal:
+            assert (answer.status_code, answer.json()["type"]) == (409, refusal)
+            assert cluster.job(job) == before
+            continue
+        assert answer.status_code == 200
+        assert cluster.events(job) == [*events, "preempted"]
+    if refusal:
+        return
+    cluster.end("n1", before.attempts[-1], R.CANCELLED, None)
+    after = cluster.job(job)
+    assert (after.state, after.attempts[-1].reason, after.not_before) == ("queued", R.PREEMPTED, None)
+    assert cluster.place(job, "n1").epoch == 2
+
+
+def test_preemption_is_at_the_expense_of_neither_budget(
+    cluster: Cluster, client: TestClient, as_root: dict[str, str]
+) -> None:
+    job = cluster.submit(max_retries=1)
+    for _ in range(5):
+        attempt = cluster.place(job, "n1")
+        client.post(f"/v1/jobs/{job}/preempt", headers=as_root)
+        cluster.end("n1", attempt, R.CANCELLED, 1)
+        assert cluster.job(job).state == "queued"
+    cluster.end("n1", cluster.place(job, "n1"), R.FAILED, 1)
+    assert cluster.job(job).state == "queued", "its own retry is still there"
+
+
+def test_a_preempted_job_that_completes_first_or_is_cancelled_stays_so(
+    cluster: Cluster, client: TestClient, as_root: dict[str, str]
+) -> None:
+    for end, expected in ((R.COMPLETED, "succeeded"), (R.CANCELLED, "cancelled")):
+        job = running(cluster)
+        client.post(f"/v1/jobs/{job}/preempt", headers=as_root)
+        if end == R.CANCELLED:
+            cluster.cancel(job)
+        cluster.end("n1", cluster.job(job).attempts[-1], end)
+        assert cluster.job(job).state == expected
+
+
 @pytest.mark.parametrize("verb", ["hold", "release", "resubmit"])
 def test_a_job_of_somebody_else_is_unknown(
     cluster: Cluster, client: TestClient, as_bob: dict[str, str], as_root: dict[str, str], verb: str

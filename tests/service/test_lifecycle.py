@@ -214,7 +214,7 @@ def test_other_ends_are_final(cancelled: bool) -> None:
     assert after(R.CANCELLED, max_retries=9, cancelled=cancelled) == "cancelled"
     for limit in (R.TIME_LIMIT, R.DISK_QUOTA):
         assert after(limit, max_retries=9, cancelled=cancelled) == ("cancelled" if cancelled else "failed")
-    assert {R.COMPLETED, R.CANCELLED, R.TIME_LIMIT, R.DISK_QUOTA, R.DRAINED} | AGAIN | OWN == set(R)
+    assert {R.COMPLETED, R.CANCELLED, R.TIME_LIMIT, R.DISK_QUOTA, R.DRAINED, R.PREEMPTED} | AGAIN | OWN == set(R)
 
 
 @given(repeats=st.integers(1, 10_000))

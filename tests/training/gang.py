@@ -25,11 +25,13 @@ class Exit:
 
 
 @contextmanager
-def started(words: list[str], *, world_size: int, folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
+def started(
+    words: list[str], *, world_size: int, folder: Path, attempt: dict[str, str] | None = None
+) -> Iterator[list[subprocess.Popen[str]]]:
     """The ranks of `python -m training words`, by rank; none is left when the block ends.
 
     The test holds the store the ranks meet at, as torchrun's own agent does, on a port the kernel chose: no other test
-    can take it in between.
+    can take it in between. `attempt` are further variables.
     """
     store = dist.TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
     ranks: list[subprocess.Popen[str]] = []
@@ -46,6 +48,7 @@ def started(words: list[str], *, world_size: int, folder: Path) -> Iterator[list
                 "TORCHELASTIC_USE_AGENT_STORE": "True",
                 "TORCHELASTIC_RESTART_COUNT": "0",
                 "ERGON_PROGRESS": str(folder / f"{rank}.jsonl"),
+                **(attempt or {}),
             }
             command = [sys.executable, "-P", "-m", "training", *words]
             process = subprocess.Popen(
@@ -65,9 +68,9 @@ def started(words: list[str], *, world_size: int, folder: Path) -> Iterator[list
             process.communicate()
 
 
-def run(words: list[str], *, world_size: int, folder: Path) -> list[Exit]:
+def run(words: list[str], *, world_size: int, folder: Path, attempt: dict[str, str] | None = None) -> list[Exit]:
     """Wait for the whole gang. The exits come in the order of the ranks."""
-    with started(words, world_size=world_size, folder=folder) as ranks:
+    with started(words, world_size=world_size, folder=folder, attempt=attempt) as ranks:
         outputs = [process.communicate() for process in ranks]
         return [
             Exit(code=process.returncode, stdout=stdout, stderr=stderr, progress=progress(folder / f"{rank}.jsonl"))

@@ -32,6 +32,7 @@ class FakeService:
         self.samples = []
         self.numbered = []  # number and length of every sample that came, again those that came again
         self.numbers_reports = True
+        self.knows_checkpoints = True
         self.seq = 0
         self.unfit = {}
         self.registrations = []
@@ -178,6 +179,7 @@ class FakeService:
             incarnation=self.incarnation,
             lease_s=self.lease_s,
             numbered_reports=self.numbers_reports,
+            checkpoints=self.knows_checkpoints,
         )
 
     def _sync(self, request):

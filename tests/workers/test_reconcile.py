@@ -41,10 +41,26 @@ def decide(assignments, runs, *, rendezvous=None, cleared=None, lease=VALID, now
     )
 
 
-def say(assignments, runs=(), *, rendezvous=None, cleared=None):
+def say(assignments, runs=(), *, rendezvous=None, cleared=None, checkpoints=None):
     return observe(
-        assignments, {item.attempt: item for item in runs}, rendezvous=rendezvous or {}, cleared=cleared or {}
+        assignments,
+        {item.attempt: item for item in runs},
+        rendezvous=rendezvous or {},
+        cleared=cleared or {},
+        checkpoints=checkpoints or {},
     )
+
+
+def test_a_checkpoint_is_told_while_it_runs_and_with_the_end():
+    told = [
+        say([assignment()], [item], checkpoints={"a1": 7})[0]
+        for item in (run(), run(stop=stop()), run(phase=Phase.ENDED, exit=ended(), shipped=True))
+    ]
+    assert [(report.state, report.checkpoint) for report in told] == [
+        (AttemptState.RUNNING, 7),
+        (AttemptState.STOPPING, 7),
+        (AttemptState.ENDED, 7),
+    ]
 
 
 def names(actions):

@@ -6,7 +6,7 @@ ranks and its loss is the mean over the whole batch, so that the result does not
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import cast
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ergon import runtime
 from training.options import option
 from training.ranks import Ranks, joined
+from training.saving import STOPPED, must_stop, save, saved
 
 VALIDATION_SHARE = 0.2
 PIXELS = 64
@@ -27,7 +28,10 @@ CLASSES = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`batch_size` counts images over all ranks; `min_accuracy` is a fraction of the validation images."""
+    """`batch_size` counts images over all ranks; `min_accuracy` is a fraction of the validation images.
+
+    `checkpoint_every` counts epochs; 0 saves only when it is asked to stop.
+    """
 
     epochs: int = option(10, at_least=1, at_most=100_000)
     batch_size: int = option(64, at_least=1, at_most=100_000)
@@ -36,6 +40,7 @@ class Options:
     momentum: float = option(0.9, at_least=0.0, at_most=0.999)
     seed: int = option(0, at_least=0, at_most=2**31)
     min_accuracy: float = option(0.0, at_least=0.0, at_most=1.0)
+    checkpoint_every: int = option(1, at_least=0, at_most=100_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +63,13 @@ class Score:
 def run(options: Options) -> int:
     """Train, tell the progress of every epoch from rank 0, and return the exit code.
 
-    It is 1 when the loss is no longer finite or the last accuracy is below `min_accuracy`, else 0, on every rank.
+    It is 1 when the loss is no longer finite or the last accuracy is below `min_accuracy`, STOPPED when it was asked to
+    stop before its end, else 0, on every rank.
     """
     with joined() as ranks:
         score = train(options, ranks)
+    if score is None:
+        return STOPPED
     if not math.isfinite(score.loss):
         print(f"the loss became {score.loss}; lower learning_rate={options.learning_rate}", file=sys.stderr)
         return 1
@@ -73,16 +81,23 @@ def run(options: Options) -> int:
     return 0
 
 
-def train(options: Options, ranks: Ranks) -> Score:
-    """The score after the last epoch, or after the first whose loss is not finite; the same on every rank."""
+def train(options: Options, ranks: Ranks) -> Score | None:
+    """The score after the last epoch, or after the first whose loss is not finite; None if it was asked to stop before.
+
+    Goes on from what an attempt of before has saved. The same on every rank.
+    """
     training, validation = load(seed=options.seed, device=ranks.device)
     torch.manual_seed(options.seed)
     network = nn.Sequential(nn.Linear(PIXELS, options.hidden), nn.ReLU(), nn.Linear(options.hidden, CLASSES))
     model = DistributedDataParallel(network.to(ranks.device))
     optimizer = torch.optim.SGD(model.parameters(), lr=options.learning_rate, momentum=options.momentum)
 
-    score = Score(loss=math.inf, val_loss=math.inf, accuracy=0.0)
-    for epoch in range(1, options.epochs + 1):
+    done, score = 0, Score(loss=math.inf, val_loss=math.inf, accuracy=0.0)
+    if (state := saved(ranks)) is not None:
+        model.module.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        done, score = state["epoch"], Score(**state["score"])
+    for epoch in range(done + 1, options.epochs + 1):
         batches = shuffled(len(training.labels), options.batch_size, seed=options.seed, epoch=epoch)
         loss = train_epoch(model, optimizer, training, batches, ranks)
         val_loss, accuracy = evaluate(model, validation, ranks)
@@ -91,6 +106,13 @@ def train(options: Options, ranks: Ranks) -> Score:
             tell(score, epoch=epoch, options=options, steps=len(batches))
         if not math.isfinite(loss):
             break
+        stopping = epoch < options.epochs and must_stop(ranks)
+        if stopping or (options.checkpoint_every and epoch % options.checkpoint_every == 0):
+            network_state, optimizer_state = model.module.state_dict(), optimizer.state_dict()
+            state = {"network": network_state, "optimizer": optimizer_state, "epoch": epoch, "score": asdict(score)}
+            save(epoch * len(batches), state, ranks)
+        if stopping:
+            return None
     return score
 
 

@@ -17,6 +17,7 @@ from ergon import runtime
 from training.errors import InputError
 from training.options import option
 from training.ranks import Ranks, joined
+from training.saving import STOPPED, must_stop, save, saved
 
 REPORTS = 20
 """Times that progress is told over the whole run."""
@@ -31,6 +32,7 @@ class Options:
     `features` are drawn from `seed`, with Gaussian `noise` of that deviation on the target.
 
     `tolerance` bounds the difference of any coefficient to the closed form, all columns scaled to deviation 1.
+    `checkpoint_every` counts steps; 0 saves only when it is asked to stop.
     """
 
     data: str = option("")
@@ -40,6 +42,7 @@ class Options:
     seed: int = option(0, at_least=0, at_most=2**31)
     steps: int = option(200, at_least=1, at_most=1_000_000)
     tolerance: float = option(1e-6, at_least=1e-12, at_most=1e3)
+    checkpoint_every: int = option(50, at_least=0, at_most=1_000_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,9 @@ class Curvature:
 
 
 def run(options: Options) -> int:
-    """Fit, print the coefficients from rank 0, and return 1 on every rank if they miss the closed form, else 0.
+    """Fit, print the coefficients from rank 0, and return the exit code on every rank.
+
+    It is 1 if they miss the closed form, STOPPED when it was asked to stop before its end, else 0.
 
     Raises InputError for a file that is no table of numbers and for inputs that do not determine the coefficients.
     """
@@ -81,7 +86,9 @@ def run(options: Options) -> int:
     scaled = standardise(table)
     curvature = measure(scaled)
     with joined() as ranks:
-        weights = descend(scaled, curvature, options.steps, ranks)
+        weights = descend(scaled, curvature, options, ranks)
+    if weights is None:
+        return STOPPED
 
     exact = torch.linalg.solve(curvature.gram, curvature.moment)
     difference = (weights - exact).abs().max().item()
@@ -172,8 +179,9 @@ def measure(scaled: Scaled) -> Curvature:
     return Curvature(gram=gram, moment=scaled.inputs.T @ scaled.targets / rows, smallest=smallest, largest=largest)
 
 
-def descend(scaled: Scaled, curvature: Curvature, steps: int, ranks: Ranks) -> torch.Tensor:
-    """The weights (k, 1) after `steps` steps of gradient descent over the rows of all ranks, on the CPU.
+def descend(scaled: Scaled, curvature: Curvature, options: Options, ranks: Ranks) -> torch.Tensor | None:
+    """The weights (k, 1) after all steps of gradient descent over the rows of all ranks, on the CPU; None if it was
+    asked to stop before. Goes on from what an attempt of before has saved.
 
     Step size and momentum are the best ones for a quadratic with these extreme eigenvalues (Polyak 1964, "Some methods
     of speeding up the convergence of iteration methods"): the error shrinks by (sqrt(c) - 1) / (sqrt(c) + 1) a step,
@@ -188,8 +196,13 @@ def descend(scaled: Scaled, curvature: Curvature, steps: int, ranks: Ranks) -> t
     optimizer = torch.optim.SGD(
         model.parameters(), lr=4 / (low + high) ** 2, momentum=((high - low) / (high + low)) ** 2
     )
+    done, steps = 0, options.steps
+    if (state := saved(ranks)) is not None:
+        model.module.load_state_dict(state["plane"])
+        optimizer.load_state_dict(state["optimizer"])
+        done = state["step"]
     interval = -(-steps // REPORTS)
-    for step in range(1, steps + 1):
+    for step in range(done + 1, steps + 1):
         squares = (model(inputs) - targets).square().sum()
         optimizer.zero_grad()
         # DDP averages over the ranks; this factor turns the average into the gradient of half the mean of all squares.
@@ -200,6 +213,12 @@ def descend(scaled: Scaled, curvature: Curvature, steps: int, ranks: Ranks) -> t
             if ranks.first:
                 print(f"step {step}/{steps}  mean squared error {loss:.6g}", flush=True)
                 runtime.report(step=step, total_steps=steps, loss=loss)
+        stopping = step % interval == 0 and step < steps and must_stop(ranks)
+        if stopping or (options.checkpoint_every and step % options.checkpoint_every == 0):
+            state = {"plane": model.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+            save(step, state, ranks)
+        if stopping:
+            return None
     return model.module.weight.detach().cpu().T
 
 
