@@ -20,6 +20,7 @@ from protocol.environment import unknown_variables
 from workers.agent import Agent, Settings
 from workers.bell import Bell
 from workers.cgroups import Groups, NoGroups, find_groups
+from workers.checkpoints import Checkpoints
 from workers.containers import find_runtime
 from workers.exchange import EXIT_REFUSED, Doorbell, Exchange, Refused
 from workers.health import Health
@@ -179,6 +180,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         runs=Runs(journal, report.boot_id, groups, report.container_runtime),
         outputs=Outputs(Transfer(credentials), bell.ring, chance),
         credentials=credentials,
+        checkpoints=Checkpoints(bell.ring),
         now_s=_boottime_s,
         chance=chance,
         health=Health(

@@ -93,6 +93,7 @@ class Agent:
         now_s: Callable[[], float],
         chance: random.Random,
         health: Health | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         """Everything it does to the machine and hears of the service, it does and hears through its arguments.
 
@@ -101,6 +102,7 @@ class Agent:
             credentials: what `Transfer` needs, for the preparation of attempts.
             now_s: CLOCK_BOOTTIME in s.
             health: looks after the devices, if anybody does.
+            checkpoints: looks after what ranks save, if anybody does.
         """
         self._settings = settings
         self._report = report
@@ -110,7 +112,7 @@ class Agent:
         self._journal = journal
         self._runs = runs
         self._outputs = outputs
-        self._checkpoints = Checkpoints(bell.ring)
+        self._checkpoints = checkpoints
         self._health = health
         self._told_unfit: Mapping[str, str] = {}
         self._credentials = credentials
@@ -156,7 +158,8 @@ class Agent:
         if not self._join():
             return
         self._outputs.start()
-        self._checkpoints.start()
+        if self._checkpoints:
+            self._checkpoints.start()
         on_ready(self._settings.name)
         while True:
             self._hear()
@@ -280,9 +283,10 @@ class Agent:
         """A run that has ended: shipped once the service has its log and its output."""
         self._outputs.collect(run.attempt, self._runs.member(run.attempt), self._runs.folder(run.attempt))
         note = self._outputs.note(run.attempt)
-        self._checkpoints.watch(run.attempt, self._runs.launch(run.attempt))
-        if not self._checkpoints.is_settled(run.attempt):
-            return run
+        if self._checkpoints:
+            self._checkpoints.watch(run.attempt, self._runs.launch(run.attempt))
+            if not self._checkpoints.is_settled(run.attempt):
+                return run
         if note is None or not self._shipper.is_shipped(run.attempt):
             return run
         message = "; ".join(part for part in (end.message, note) if part)[:MAX_MESSAGE]
@@ -302,7 +306,8 @@ class Agent:
                 self._meter.clock.close(attempt, self._runs.cpu_totals()[attempt])
                 self._shipper.drop(attempt)
                 self._outputs.drop(attempt)
-                self._checkpoints.drop(attempt)
+                if self._checkpoints:
+                    self._checkpoints.drop(attempt)
                 self._runs.forget(attempt)
                 self._clear(attempt, "the node ran it and has forgotten it since")
             case ClearUnknown(attempt=attempt):
@@ -377,7 +382,8 @@ class Agent:
 
     def _newest_checkpoints(self, runs: Mapping[str, Run]) -> dict[str, int]:
         found: dict[str, int] = {}
-        for attempt in runs:
+        for attempt in runs if self._checkpoints else ():
+            assert self._checkpoints is not None
             self._checkpoints.watch(attempt, self._runs.launch(attempt))
             step = self._checkpoints.newest(attempt)
             if step is not None:
