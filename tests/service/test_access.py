@@ -25,6 +25,7 @@ ADMIN_ONLY = {
     "POST /v1/nodes/{name}/uncordon",
     "POST /v1/nodes/{name}/drain",
     "POST /v1/nodes/{name}/confirm-down",
+    "POST /v1/jobs/{job_id}/preempt",
     "GET /v1/cycles",
     "GET /v1/cycles/{cycle_id}",
 }
@@ -106,7 +107,7 @@ def test_what_belongs_to_somebody_else_is_as_good_as_unknown(
     for operation in operations(app):
         method, path = operation.split()
         named = next((name for name in SEES if f"{{{name}}}" in path), None)
-        if named is None:
+        if named is None or operation in ADMIN_ONLY:  # nothing of it is told anybody else
             continue
         body = {"priority": 1} if method == "PATCH" else None
         answers = [
