@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ _numbers = itertools.count()
 
 settings.register_profile("no-timing", deadline=None)  # how long an example takes says more about the machine
 settings.load_profile("no-timing")
+
+# A shell that starts something in the background lets it ignore Ctrl-C, and so would everything that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
