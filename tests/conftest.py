@@ -22,8 +22,9 @@ _numbers = itertools.count()
 settings.register_profile("no-timing", deadline=None)  # how long an example takes says more about the machine
 settings.load_profile("no-timing")
 
-# A shell that starts something in the background lets it ignore Ctrl-C, and so would everything that tests start.
+# A shell that starts something in the background lets it ignore these, and so would everything that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -268,7 +268,7 @@ class Supervisor:
             return
         self.launch["argv"] = prepared["argv"]
         self.launch["env"] |= prepared["env"]
-        for rank, own in zip(self.launch["ranks"], prepared["ranks"], strict=False):  # of containers only
+        for rank, own in zip(self.launch["ranks"], prepared.get("ranks", ()), strict=False):  # of containers only
             rank |= {"argv": own["argv"], "env": rank["env"] | own["env"]}
 
     def _start_ranks(self) -> None:

@@ -33,6 +33,7 @@ ASKS_THE_SERVICE = {
     "hold": "j1",
     "release": "j1",
     "resubmit": "j1",
+    "preempt": "j1",
     "priority": "5 j1",
     "show": "j1",
     "logs": "j1",

@@ -59,7 +59,7 @@ def test_a_node_field_out_of_range_is_named(bad: Node, complaint: str) -> None:
     [
         (job("j1", wait_w=-1.0), "job j1: wait_w is -1.0"),
         (job("j1", shape(1, members=0)), "job j1: shape 0: members is 0, must be at least 1"),
-        (job("j1", shape(1), shape(-2)), "job j1: shape 1: devices is -2, must be at least 1"),
+        (job("j1", shape(1), shape(-2)), "job j1: shape 1: devices is -2, must not be negative"),
         (job("j1", shape(1, cores=-1)), "job j1: shape 0: millicores is -1000, must not be negative"),
         (job("j1", shape(1, memory=-1)), "job j1: shape 0: memory_bytes is"),
         (job("j1", shape(1, run_s=0.0)), "job j1: shape 0: run_s is 0.0, must be above 0"),

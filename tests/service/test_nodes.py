@@ -25,7 +25,7 @@ def test_a_registered_node_is_seen_with_its_devices(client: TestClient, cluster:
     answer = register(client, cluster, "n1", REPORT)
     assert (answer.status_code, answer.json()) == (
         200,
-        {"node": "n1", "incarnation": 1, "lease_s": 60.0, "numbered_reports": True},
+        {"node": "n1", "incarnation": 1, "lease_s": 60.0, "numbered_reports": True, "checkpoints": True},
     )
     node = client.get("/v1/nodes/n1").json()
     assert node["containment"] == "cgroup-v2"

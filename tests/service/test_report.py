@@ -324,7 +324,7 @@ REFUSED_WINDOWS: list[tuple[dict[str, str], str, str]] = [
     ({"start": "0001-01-01T00:00:00+14:00"}, "query.start", "the window is longer than 366 days"),
     ({"end": "0001-01-01T00:00:00Z"}, "query.start", "must be before `end`"),
     ({"start": "2026-01-01T00:00:00"}, "query.start", "timezone"),
-    ({"start": "yesterday"}, "query.start", "valid datetime"),
+    ({"start": "yesterday"}, "query.start", "write date and time out"),
     ({"format": "xml"}, "query.format", "'json' or 'csv'"),
 ]
 

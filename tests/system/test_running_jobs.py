@@ -118,7 +118,16 @@ def test_a_rank_does_not_see_our_tokens(alice: Client) -> None:
     job = run(alice, command=["env"])
     seen = {line.partition("=")[0] for line in output(alice, job).splitlines()}
     ours = {name for name in seen if name.startswith("ERGON_")}
-    assert ours == {"ERGON_JOB_ID", "ERGON_ATTEMPT", "ERGON_EPOCH", "ERGON_PROGRESS", "ERGON_OUTPUT"}
+    assert ours == {
+        "ERGON_JOB_ID",
+        "ERGON_ATTEMPT",
+        "ERGON_EPOCH",
+        "ERGON_PROGRESS",
+        "ERGON_OUTPUT",
+        "ERGON_CHECKPOINT_DIR",
+        "ERGON_CHECKPOINT_LATEST",
+        "ERGON_DUMP_SIGNAL",
+    }
 
 
 def test_report_and_plans_follow(admin: Client, alice: Client) -> None:
