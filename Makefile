@@ -27,7 +27,7 @@ up: setup ## start a local cluster and stay
 	@$(BIN)/ergon up
 
 test: setup ## the tests, under 10 minutes on 2 cores
-	@$(BIN)/pytest -n 2 --dist loadgroup tests
+	@$(BIN)/pytest -n 2 --dist loadfile tests
 
 fuzz: setup ## made-up requests against the API, as every kind of caller: SEED=1 EXAMPLES=50
 	@ERGON_FUZZ_SEED=$(or $(SEED),1) ERGON_FUZZ_EXAMPLES=$(or $(EXAMPLES),50) $(BIN)/pytest -n 2 tests/service/test_fuzz.py

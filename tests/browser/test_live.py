@@ -9,7 +9,7 @@ from protocol.jobs import AttemptView
 from protocol.states import AttemptState
 from tests.browser.conftest import EVENTS_ONLY, Open, Site
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.system]
 
 NO_EVENTS = """
   const real = window.setTimeout;

@@ -16,7 +16,7 @@ from service.store import cycles as cycle_store
 from tests.browser.conftest import EVENTS_ONLY, Open, Site
 from tests.service.cluster import node_report
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.system]
 
 HOSTILE = (
     "<img src=x onerror=window.pwned=1><script>window.pwned=1</script></title></pre></svg></textarea>"

@@ -13,7 +13,7 @@ from tests.docs.machines import Machine, copy_of_the_repository, someone, two_ma
 from tests.docs.reader import Reader
 from tests.docs.terminal import Terminal
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("docs"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 OF_ONE_MACHINE = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
 """They begin in a copy of the repository and start a cluster themselves."""

@@ -13,7 +13,7 @@ from ergon.client import Client
 from protocol.jobs import JobSpec
 from protocol.states import JobState, Role
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ERGON_")}
 

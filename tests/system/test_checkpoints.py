@@ -10,7 +10,7 @@ from protocol.jobs import JobSpec, JobView
 from protocol.states import EndReason, JobState
 from tests.system.jobs import words_of
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 LAST, EVERY = 40, 10
 # In the first attempt it waits at step 15 until it is stopped and saves, in the second at step 29 and does not save.

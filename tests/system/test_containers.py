@@ -9,7 +9,7 @@ from ergon.client import Client
 from tests import podman
 from tests.system.jobs import newest, words_of
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 GANG = """
 import json, os, pathlib, socket, sys

@@ -14,7 +14,7 @@ from protocol.states import EndReason, JobState, Role
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "jobs.md"
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 
 def spec(**fields: object) -> JobSpec:

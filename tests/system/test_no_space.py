@@ -15,7 +15,6 @@ from tests.tmpfs import SmallDisk, needs_root, small_disk
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.xdist_group("system"),
     pytest.mark.timeout(180),
     needs_root,
 ]

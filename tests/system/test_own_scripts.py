@@ -9,7 +9,7 @@ from ergon.client import Client
 from protocol.states import EndReason, JobState
 from tests.system.jobs import newest, words_of
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 TRAIN = """
 import os, pathlib, sys

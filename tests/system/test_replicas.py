@@ -22,7 +22,7 @@ from service.db import connect
 from service.postgres import url_of
 from tests.freezing import freeze, frozen, thaw
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 READY_S = 120.0
 LATE = re.compile(r"the plan is dropped: .*term|not committed: .*")

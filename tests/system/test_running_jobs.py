@@ -11,7 +11,7 @@ from ergon.client import Client
 from protocol.jobs import JobSpec, JobView, Recipe
 from protocol.states import EndReason, JobState
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 
 def run(client: Client, **spec: object) -> JobView:

@@ -23,7 +23,6 @@ from tests.netns import Bridge, bridge, run
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.xdist_group("system"),
     pytest.mark.timeout(180),
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
     pytest.mark.skipif(shutil.which("ip") is None, reason="needs the command `ip` (package iproute2)"),

@@ -10,7 +10,7 @@ from protocol.states import AttemptState, EndReason
 from tests import podman
 from tests.workers import builders
 
-pytestmark = [pytest.mark.system, pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 A1 = f"boxed-{os.getpid()}"
 
