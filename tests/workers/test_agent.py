@@ -1,20 +1,18 @@
 """Real agents, supervisors and ranks against a service on a socket, through crashes, lost answers and silence."""
 
-import contextlib
 import itertools
 import json
 import os
 import shutil
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 
 from protocol.states import AttemptState, EndReason
+from tests.freezing import unkillable
 from tests.workers import builders
 from tests.workers.fake_service import problem
-from workers.cgroups import Group, own_group
 from workers.inventory import boot_id
 
 pytestmark = pytest.mark.system
@@ -36,24 +34,6 @@ LESS_PATIENCE = (
     "less = 'supervisor.UNCLEAN_AFTER_S = supervisor.LATER_ROUND_S = 0.2; supervisor.main('\n"
     "runs.SUPERVISOR = runs.SUPERVISOR.replace('supervisor.main(', less)"
 )
-
-
-@contextlib.contextmanager
-def frozen(pid):
-    """The process stands still, whatever it is sent, and goes on afterwards."""
-    group = Group(f"{own_group(unified=False)}/ergon-frozen-{pid}")
-    group.make()
-    try:
-        Path(group.path, "cgroup.procs").write_text(str(pid))
-        Path(group.path, "freezer.state").write_text("FROZEN")
-        while Path(group.path, "freezer.state").read_text() != "FROZEN\n":
-            os.sched_yield()
-        yield
-    finally:
-        Path(group.path, "freezer.state").write_text("THAWED")
-        while not group.is_empty():
-            os.sched_yield()
-        group.remove()
 
 
 def starts(tmp_path):
@@ -355,7 +335,7 @@ def test_a_process_that_does_not_die_is_told_and_its_end_too(service, agent, gat
     agent(patch=LESS_PATIENCE).wait_ready()
     pid = hold.wait_up()
     service.wait_state(A1, RUNNING)
-    with frozen(pid):
+    with unkillable(pid):
         service.ask_stop(A1)
         report = service.wait_state(A1, AttemptState.ENDED)
         assert (report.clean, report.reason) == (False, EndReason.CANCELLED)
