@@ -36,6 +36,7 @@ class FakeService:
         self.seq = 0
         self.unfit = {}
         self.registrations = []
+        self._highest = 0  # no incarnation is given twice, not even after `go_back`
         self.bodies = []
         self.syncs = 0
         self.drop_answers = 0
@@ -170,7 +171,7 @@ class FakeService:
         return 200, None
 
     def _register(self, request):
-        self.incarnation += 1
+        self.incarnation = self._highest = max(self.incarnation, self._highest) + 1
         self.seq = 0
         self.registrations.append(request.report)
         self.changed.notify_all()

@@ -461,7 +461,6 @@ def test_an_agent_that_was_replaced_leaves_without_touching_its_ranks(service, a
     hold.open()
 
 
-@pytest.mark.skip(reason="not steady: once in three runs the agent did not go on within 30 s; see docs/status.md")
 def test_an_agent_goes_on_with_a_service_that_was_restored_from_a_backup(service, agent, gate):
     """What the backup knows runs on and is told again, what it does not know is stopped."""
     known, unknown = gate("known"), gate("unknown")
@@ -481,7 +480,7 @@ def test_an_agent_goes_on_with_a_service_that_was_restored_from_a_backup(service
     known.open()
     assert service.wait_forgotten(A1).reason == EndReason.COMPLETED
     service.wait(lambda: not list((one.state / "attempts").iterdir()))
-    assert service.incarnation == 1, "it registered once more, and no more often"
+    assert len(service.registrations) == 2, "it registered once more, and no more often"
 
 
 @pytest.mark.parametrize(
