@@ -54,7 +54,7 @@ class Child:
         self.log = log
         if log.exists():
             log.replace(log.with_name(f"{log.name}.1"))
-        with log.open("wb") as errors:
+        with log.open("wb") as errors, _interrupts_after():
             self._process = subprocess.Popen(
                 arguments,
                 env=dict(environment),
@@ -210,6 +210,23 @@ def _undisturbed() -> Iterator[None]:
 
 
 _libc = ctypes.CDLL(None)
+
+
+@contextlib.contextmanager
+def _interrupts_after() -> Iterator[None]:
+    """Ctrl-C inside is heard at the end: in the middle of a fork it may hit a hook of Python's, which drops it."""
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _die_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import shlex
 import signal
 import socket
@@ -57,8 +58,7 @@ ASKS_THE_SERVICE = {
 }
 """Arguments with which a command asks the service something and waits for the answer."""
 
-STARTS_PROCESSES = {"up", "demo"}
-"""Commands that start a cluster. Their end is shown in test_processes.py, but not Ctrl-C in the middle of a fork."""
+STARTS_PROCESSES = {"up": "--port 0 --data-dir {data} --json", "demo": ""}
 AT_ONCE = {"schema"}
 """Commands that do not wait for anything."""
 BECOME_THE_SERVICE = {"backup", "restore"}
@@ -80,7 +80,7 @@ def commands() -> set[str]:
 
 
 def test_no_command_is_forgotten_here() -> None:
-    assert commands() == ASKS_THE_SERVICE.keys() | STARTS_PROCESSES | AT_ONCE | BECOME_THE_SERVICE
+    assert commands() == ASKS_THE_SERVICE.keys() | STARTS_PROCESSES.keys() | AT_ONCE | BECOME_THE_SERVICE
 
 
 @pytest.fixture
@@ -217,3 +217,22 @@ def test_in_the_middle_of_a_download_no_file_is_there(silence: tuple[str, socket
         caller.close()
     assert files(tmp_path / "work") == []
     assert files(tmp_path / "tmp") == []
+
+
+@pytest.mark.parametrize("command", sorted(STARTS_PROCESSES))
+def test_while_a_cluster_starts_nothing_of_it_is_left(command: str, tmp_path: Path) -> None:
+    words = f"{command} {STARTS_PROCESSES[command]}".format(data=tmp_path / "data")
+    with ergon(words, tmp_path) as process:
+        stream = process.stderr if command == "up" else process.stdout
+        assert stream is not None
+        assert "starting a cluster in" in stream.readline()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not (started := children.read_text().split()):
+            assert process.poll() is None
+        watched = [os.pidfd_open(int(pid)) for pid in started]
+        interrupt(process)
+    for child in watched:
+        assert select.select([child], [], [], 30.0)[0]
+        os.close(child)
+    if command == "demo":
+        assert files(tmp_path / "tmp") == []
