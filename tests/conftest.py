@@ -1,5 +1,6 @@
 """Fixtures that several folders share: a real PostgreSQL, and a fresh database with the current schema in it."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -47,21 +48,22 @@ def postgres(short_dir: Path) -> Iterator[EmbeddedPostgres]:
 @pytest.fixture
 def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
     """A fresh database with the current schema."""
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    maintenance = postgres.url.replace(f"/{DATABASE}?", "/postgres?")
-    with psycopg.connect(maintenance, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {DATABASE} STRATEGY wal_log")
-        yield postgres.url.replace(f"/{DATABASE}?", f"/{name}?")
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with _database(postgres, f"test_{os.getpid()}_{next(_numbers)}", f"TEMPLATE {DATABASE} STRATEGY wal_log") as url:
+        yield url
 
 
 @pytest.fixture
 def empty_url(postgres: EmbeddedPostgres) -> Iterator[str]:
     """A database with nothing in it."""
-    name = f"empty_{os.getpid()}_{next(_numbers)}"
+    with _database(postgres, f"empty_{os.getpid()}_{next(_numbers)}") as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _database(postgres: EmbeddedPostgres, name: str, like: str = "") -> Iterator[str]:
     maintenance = postgres.url.replace(f"/{DATABASE}?", "/postgres?")
     with psycopg.connect(maintenance, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"CREATE DATABASE {name} {like}")
         yield postgres.url.replace(f"/{DATABASE}?", f"/{name}?")
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 

@@ -185,11 +185,8 @@ def test_an_end_that_nobody_saw_is_told_by_the_next_agent(service, agent, gate):
     assert (report.reason, report.exit_code, service.text(A1)) == (EndReason.FAILED, 5, "done\n")
 
 
-def test_agent_and_supervisor_killed_together_leave_nothing_and_start_nothing(service, agent, gate, tmp_path):
-    hold = gate()
-    script = hold.script()
-    script[2] = f"echo start >> {tmp_path}/starts; setsid sleep 1000 & {script[2]}"
-    service.grant(assignment(command=script))
+def kill_both_and_see_nothing_left(service, agent, hold):
+    """Agent and supervisor, once the rank runs; the next agent clears up."""
     first = agent().wait_ready()
     hold.wait_up()
     service.wait_state(A1, RUNNING)
@@ -199,6 +196,14 @@ def test_agent_and_supervisor_killed_together_leave_nothing_and_start_nothing(se
     hold.wait_gone()
     report = service.wait_forgotten(A1)
     assert (report.reason, report.clean) == (EndReason.UNKNOWN_START, True)
+
+
+def test_agent_and_supervisor_killed_together_leave_nothing_and_start_nothing(service, agent, gate, tmp_path):
+    hold = gate()
+    script = hold.script()
+    script[2] = f"echo start >> {tmp_path}/starts; setsid sleep 1000 & {script[2]}"
+    service.grant(assignment(command=script))
+    kill_both_and_see_nothing_left(service, agent, hold)
     assert starts(tmp_path) == ["start"]
 
 
@@ -207,15 +212,7 @@ def test_what_has_left_its_session_and_environment_outlives_neither_of_them(serv
     hold = gate()
     script = hold.script()
     service.grant(assignment(command=["sh", "-c", f"env -i setsid sh -c '{script[2]}' & sleep 1000"]))
-    first = agent().wait_ready()
-    hold.wait_up()
-    service.wait_state(A1, RUNNING)
-    first.kill()
-    os.kill(first.supervisor(A1), signal.SIGKILL)
-    agent().wait_ready()
-    hold.wait_gone()
-    report = service.wait_forgotten(A1)
-    assert (report.reason, report.clean) == (EndReason.UNKNOWN_START, True)
+    kill_both_and_see_nothing_left(service, agent, hold)
 
 
 @as_root
