@@ -1,6 +1,7 @@
 """Every refusal and every failure as problem+json."""
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -160,11 +161,19 @@ def _as_they_come(document: dict[str, Any]) -> dict[str, Any]:
 
 def _allowed(request: Request) -> list[str]:
     """The methods of a path. Several routes may share it, and the router names those of the first only."""
-    return [
+    return _documented(request) or [
         method
         for method in METHODS
         if any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in request.app.routes)
     ]
+
+
+def _documented(request: Request) -> list[str]:
+    """`/jobs/batch` is also a `/jobs/{job_id}` to the router, but no job has that name: fewest blanks win."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    fitting = [path for path in paths if re.fullmatch(re.sub(r"\{[^}]+\}", "[^/]+", path), request.url.path)]
+    closest = min(fitting, key=lambda path: path.count("{"), default=None)
+    return [] if closest is None else [method for method in METHODS if method.lower() in paths[closest]]
 
 
 def _path(location: Sequence[str | int]) -> str:

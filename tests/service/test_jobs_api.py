@@ -194,6 +194,13 @@ def test_what_is_not_there_is_said_plainly(client: TestClient, subtests: pytest.
             problem(client.request(method, path), status, kind)
 
 
+def test_what_is_allowed_instead_is_said(client: TestClient) -> None:
+    assert client.put("/v1/jobs").headers["Allow"] == "GET, POST"
+    assert client.put("/v1/jobs/batch").headers["Allow"] == "POST"  # also a `/v1/jobs/{job_id}` to the router
+    assert client.put("/v1/jobs/job-none").headers["Allow"] == "GET, PATCH"
+    assert client.put("/livez").headers["Allow"] == "GET"
+
+
 def test_a_submitted_job_is_answered_whole(client: TestClient, cluster: Cluster) -> None:
     cluster.join("n1")
     answer = client.post("/v1/jobs", json=TRUE | {"name": "first", "priority": 5})
