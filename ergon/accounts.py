@@ -23,6 +23,7 @@ from protocol.accounts import (
     UserView,
 )
 from protocol.base import Message
+from protocol.faults import in_words
 from protocol.states import Role
 from protocol.version import PROTOCOL_VERSION
 
@@ -118,5 +119,7 @@ def _made(request: type[RequestT], **values: object) -> RequestT:
     try:
         return request.model_validate(values)
     except ValidationError as error:
-        faults = (f"{fault['loc'][0]} {fault['input']!r}: {fault['msg']}" for fault in error.errors(include_url=False))
+        faults = (
+            f"{fault['loc'][0]} {fault['input']!r}: {in_words(fault)}" for fault in error.errors(include_url=False)
+        )
         raise ErgonError("; ".join(faults)) from error

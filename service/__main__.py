@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from archives.limits import show_bytes
 from protocol.base import Name
+from protocol.faults import in_words
 from protocol.states import Role
 from service import auth, migrate, retention
 from service.backups.make import BackupFailed, make
@@ -166,7 +167,7 @@ def _token(settings: Settings, options: argparse.Namespace) -> int:
     try:
         name = TypeAdapter(Name).validate_python(options.name)
     except ValidationError as error:
-        raise SettingsError(f"the name {options.name!r} cannot be used: {error.errors()[0]['msg']}") from error
+        raise SettingsError(f"the name {options.name!r} cannot be used: {in_words(error.errors()[0])}") from error
     engine, now = connect(_checked_url(settings), pool_size=1), datetime.now(UTC)
     with engine.begin() as tx:
         if options.kind == "node":

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from protocol.base import Name
 from protocol.environment import PREFIX, SERVICE_VARIABLES, unknown_variables
+from protocol.faults import in_words
 
 
 class SettingsError(ValueError):
@@ -86,7 +87,7 @@ class Settings(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             faults = (
-                (f"{PREFIX}{fault['loc'][0]!s}: ".upper() if fault["loc"] else "") + fault["msg"]
+                (f"{PREFIX}{fault['loc'][0]!s}: ".upper() if fault["loc"] else "") + in_words(fault)
                 for fault in error.errors()
             )
             raise SettingsError("; ".join(faults)) from error

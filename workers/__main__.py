@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from protocol.base import Name
 from protocol.environment import unknown_variables
+from protocol.faults import in_words
 from workers.agent import Agent, Settings
 from workers.bell import Bell
 from workers.cgroups import Groups, NoGroups, find_groups
@@ -242,7 +243,7 @@ def _check_name(option: str, value: str) -> None:
     try:
         TypeAdapter(Name).validate_python(value)
     except ValidationError as error:
-        raise BadArgument(f"{option} {value!r}: {error.errors()[0]['msg']}") from error
+        raise BadArgument(f"{option} {value!r}: {in_words(error.errors()[0])}") from error
 
 
 if __name__ == "__main__":

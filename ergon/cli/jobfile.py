@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJ
 from ergon.cli.units import parse_duration, parse_size
 from ergon.errors import ErgonError
 from protocol.base import Message
+from protocol.faults import in_words
 from protocol.jobs import MAX_BATCH, ArraySpec, Dependency, JobSpec, Recipe
 
 MAX_FILE_BYTES = 10 * 1024 * 1024
@@ -171,7 +172,7 @@ def _sentence(fault: Any, path: Path, lines: Mapping[Place, int], *, many: bool)
     place, line = _place(fault), _line(fault, lines)
     where = f"{path}:{line}" if line else f"{path}"
     field = ".".join(map(str, place))
-    message = fault["msg"].removeprefix("Value error, ")
+    message = in_words(fault)
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(place[-1]), _known_fields(place[:-1], many=many), n=1)
         message = f"unknown field; did you mean {near[0]}?" if near else "unknown field; `ergon schema` has all of them"

@@ -16,6 +16,7 @@ from ergon.cli.units import parse_duration, parse_size, show_size
 from ergon.client import Client
 from ergon.errors import ErgonError
 from ergon.shipping import Shipment, pack_directory
+from protocol.faults import in_words
 from protocol.jobs import JobSpec, JobView
 from protocol.states import JobState
 
@@ -247,7 +248,7 @@ def _spec(fields: dict[str, object]) -> JobSpec:
             option = OPTIONS.get(place[0], place[0]) if place else ""
             inner = ".".join(place[1:])
             words = f"{option}{f' ({inner})' if inner else ''}: " if option else ""
-            faults.append(words + fault["msg"].removeprefix("Value error, "))
+            faults.append(words + in_words(fault))
         raise ErgonError("; ".join(faults)) from error
 
 

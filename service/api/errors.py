@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from protocol.errors import PROBLEM_MEDIA_TYPE, ErrorBody, FieldError
+from protocol.faults import in_words
 from service.refusals import Forbidden, Invalid, ProtocolMismatch, Refusal, Unauthorised, Unavailable
 
 log = logging.getLogger(__name__)
@@ -188,4 +189,4 @@ def _message(fault: dict[str, Any]) -> str:
         return f"the body is not valid JSON: {fault.get('ctx', {}).get('error', fault['msg'])}"
     if tuple(fault["loc"]) == ("body",) and fault["type"] != "value_error":
         return "send a JSON object, with the header `Content-Type: application/json`"
-    return fault["msg"].removeprefix("Value error, ")
+    return in_words(fault)

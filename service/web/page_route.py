@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from protocol.faults import in_words
 from service.refusals import Refusal, Unauthorised, Unavailable
 from service.web import session
 from service.web.render import page
@@ -40,7 +41,7 @@ class PageRoute(APIRoute):
             except Refusal as refusal:
                 response = _refused(refusal.status, refusal.title, refusal.detail)
             except RequestValidationError as error:
-                faults = (f"{fault['loc'][-1]}: {fault['msg']}" for fault in error.errors()[:5])
+                faults = (f"{fault['loc'][-1]}: {in_words(fault)}" for fault in error.errors()[:5])
                 response = _refused(422, "This address cannot be read", "; ".join(faults))
             except (OperationalError, PoolTimeout):
                 response = _refused(503, Unavailable.title, "the database does not answer; try again in a moment")

@@ -223,8 +223,8 @@ def test_an_output_that_is_not_its_digest_leaves_nothing(
         ({"requirements": "/r.txt", "code": "0" * 64}, "plain path inside the code"),
         ({"datasets": {"a": "/x", "A": "/y"}}, "differ only in capitals"),
         ({"datasets": {"a": "data/x"}}, "absolute path on the node or a URL"),
-        ({"datasets": {"a b": "/x"}}, "should match"),
-        ({"code": "../../etc/passwd"}, "should match"),
+        ({"datasets": {"a b": "/x"}}, "begin with a letter"),
+        ({"code": "../../etc/passwd"}, "a SHA-256"),
         ({"python": ""}, "at least 1"),
     ],
 )

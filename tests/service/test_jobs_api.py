@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from protocol.faults import SHAPES
 from service import jobs as use_cases
 from service.api.app import create_app
 from service.api.deps import Parts
@@ -44,18 +46,18 @@ REFUSED_SPECS: list[tuple[dict[str, Any], str, str]] = [
     ({"command": []}, "command", "List should have at least 1 item"),
     ({"command": [""]}, "body", "the first word of `command` names the program and must not be empty"),
     ({"command": "true"}, "command", "Input should be a valid list"),
-    ({"command": ["a\x00b"]}, "command.0", "String should match pattern"),
+    ({"command": ["a\x00b"]}, "command.0", "the character NUL"),
     ({"command": ["a" * 131_073]}, "command.0", "String should have at most 131072 characters"),
     ({"command": ["x"] * 4_097}, "command", "List should have at most 4096 items"),
-    (TRUE | {"env": {"A": "x\x00"}}, "env.A", "String should match pattern"),
+    (TRUE | {"env": {"A": "x\x00"}}, "env.A", "the character NUL"),
     (
         {"recipe": {"name": "r", "options": {"data": "a\x00"}}},
         "recipe.options.data.constrained-str",
-        "match pattern",
+        "the character NUL",
     ),
-    (TRUE | {"env": {"1A": "x"}}, "env.1A.[key]", "String should match pattern"),
-    (TRUE | {"name": "my job"}, "name", "String should match pattern"),
-    (TRUE | {"name": "job\n"}, "name", "String should match pattern"),
+    (TRUE | {"env": {"1A": "x"}}, "env.1A.[key]", "a variable has letters"),
+    (TRUE | {"name": "my job"}, "name", "use letters, digits"),
+    (TRUE | {"name": "job\n"}, "name", "use letters, digits"),
     (TRUE | {"name": "j" * 64}, "name", "String should have at most 63 characters"),
     (TRUE | {"name": "\ud800"}, "name", "Input should be a valid string"),
     (TRUE | {"queue": "nope"}, "queue", "there is no queue 'nope'; there are: default"),
@@ -69,16 +71,16 @@ REFUSED_SPECS: list[tuple[dict[str, Any], str, str]] = [
     (TRUE | {"nodes": 10**400}, "nodes", "less than or equal to 100000"),
     (TRUE | {"devices_per_node": 0}, "devices_per_node", "greater than or equal to 1"),
     (TRUE | {"devices_per_node": 1_025}, "devices_per_node", "less than or equal to 1024"),
-    (TRUE | {"device_kinds": ["GPU!"]}, "device_kinds.0", "String should match pattern"),
+    (TRUE | {"device_kinds": ["GPU!"]}, "device_kinds.0", "use small letters"),
     (TRUE | {"ranks_per_node": 0}, "ranks_per_node", "greater than or equal to 1"),
     (TRUE | {"cpu_cores_per_node": 0}, "cpu_cores_per_node", "greater than 0"),
     (TRUE | {"cpu_cores_per_node": float("inf")}, "cpu_cores_per_node", "finite number"),
     (TRUE | {"memory_bytes_per_node": -1}, "memory_bytes_per_node", "greater than or equal to 0"),
     (TRUE | {"memory_bytes_per_node": (1 << 50) + 1}, "memory_bytes_per_node", "less than or equal to"),
-    (TRUE | {"image": "--privileged"}, "image", "String should match pattern"),
-    (TRUE | {"image": "python 3"}, "image", "String should match pattern"),
-    (TRUE | {"image": "python:3\n"}, "image", "String should match pattern"),
-    (TRUE | {"image": ""}, "image", "String should match pattern"),
+    (TRUE | {"image": "--privileged"}, "image", "give an image as registry/path:tag"),
+    (TRUE | {"image": "python 3"}, "image", "give an image as registry/path:tag"),
+    (TRUE | {"image": "python:3\n"}, "image", "give an image as registry/path:tag"),
+    (TRUE | {"image": ""}, "image", "give an image as registry/path:tag"),
     (TRUE | {"image": "a" * 513}, "image", "at most 512 characters"),
     (TRUE | {"image": "x", "requirements": "r.txt"}, "body", "`requirements` go without an `image`"),
     ({"recipe": {"name": "r"}, "image": "x"}, "body", "`image` goes with a `command`"),
@@ -409,3 +411,10 @@ def test_a_bug_of_ours_is_answered_without_its_insides(
         body = problem(patient.get("/v1/jobs/job-1"), 500, "internal")
     assert "this is a bug of ours" in body["detail"]
     assert "secret" not in str(body)
+
+
+def test_every_pattern_that_is_documented_is_said_in_words(client: TestClient) -> None:
+    document = client.get("/openapi.json").text
+    patterns = {json.loads(f'"{text}"') for text in re.findall(r'"pattern":"((?:[^"\\]|\\.)*)"', document)}
+    assert patterns
+    assert patterns <= SHAPES.keys()
