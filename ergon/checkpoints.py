@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,15 +66,17 @@ def written(folder: Path, mark: Mark, *, rank: int, world_size: int) -> Iterator
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def prune(folder: Path, epoch: int, world_size: int) -> None:
+def prune(folder: Path, epoch: int, ranks: Iterable[int]) -> None:
     """Delete what is older than the two newest complete checkpoints of attempt `epoch`, once there are two.
+
+    `ranks` are those that save in this folder.
 
     An attempt that has a successor deletes nothing: the successor may be reading.
     """
     found = marks(folder)
     if any(mark.epoch > epoch for mark in found):
         return
-    complete = [mark for mark in found if mark.epoch == epoch and is_complete(folder / mark.folder, world_size)]
+    complete = [mark for mark in found if mark.epoch == epoch and has_ranks(folder / mark.folder, ranks)]
     if len(complete) < KEPT:
         return
     for mark in found:
@@ -92,9 +94,9 @@ def marks(folder: Path) -> list[Mark]:
     return sorted((Mark(int(match[1]), int(match[2])) for match in found if match), reverse=True)
 
 
-def is_complete(path: Path, world_size: int) -> bool:
-    """Whether the folder of every rank is in its place. Looks at names only."""
-    return all(_is_folder(path / f"rank-{rank}") for rank in range(world_size))
+def has_ranks(path: Path, ranks: Iterable[int]) -> bool:
+    """Whether the folder of each of these ranks is in its place. Looks at names only."""
+    return all(_is_folder(path / f"rank-{rank}") for rank in ranks)
 
 
 def is_intact(path: Path, mark: Mark) -> bool:
@@ -116,6 +118,25 @@ def is_part_intact(path: Path, mark: Mark, *, rank: int, world_size: int) -> boo
     return isinstance(entries, dict) and all(
         isinstance(entry, dict) and _facts(path / f"rank-{rank}", name) == entry for name, entry in entries.items()
     )
+
+
+def files_of(path: Path, rank: int) -> dict[str, tuple[int, str]]:
+    """Size in bytes and SHA-256 of each file of one rank as its manifest has it, and of the manifest, by path.
+
+    Raises:
+        ValueError: there is no manifest that can be read.
+    """
+    manifest, own = _manifest(path, rank), _facts(path / f"rank-{rank}", MANIFEST)
+    entries = manifest.get("files") if manifest else None
+    if not isinstance(entries, dict) or own is None:
+        raise ValueError(f"{path.name}/rank-{rank} has no manifest that can be read")
+    files: dict[str, tuple[int, str]] = {}
+    for name, entry in {**entries, MANIFEST: own}.items():
+        size, digest = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+        if not (isinstance(size, int) and isinstance(digest, str)):
+            raise ValueError(f"the manifest of {path.name}/rank-{rank} does not tell what {name!r} is")
+        files[name] = (size, digest)
+    return files
 
 
 def newest_intact(folder: Path, *, known: Mark | None, epoch: int) -> Path | None:
@@ -160,7 +181,7 @@ def _seal(draft: Path, mark: Mark, *, rank: int, world_size: int) -> None:
 def _manifest(path: Path, rank: int) -> dict[str, object] | None:
     """The manifest of one rank; None if there is none that can be read."""
     try:
-        with _opened(path / f"rank-{rank}", MANIFEST) as file:
+        with opened(path / f"rank-{rank}", MANIFEST) as file:
             if os.fstat(file).st_size > MAX_MANIFEST_BYTES:
                 return None
             with os.fdopen(os.dup(file), "rb") as reader:
@@ -174,7 +195,7 @@ def _facts(folder: Path, name: str) -> dict[str, object] | None:
     """Size in bytes and SHA-256 of a file; None if it cannot be read."""
     hashed, size = hashlib.sha256(), 0
     try:
-        with _opened(folder, name) as file:
+        with opened(folder, name) as file:
             while block := os.read(file, BLOCK_BYTES):
                 hashed.update(block)
                 size += len(block)
@@ -184,7 +205,7 @@ def _facts(folder: Path, name: str) -> dict[str, object] | None:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, name: str) -> Iterator[int]:
+def opened(folder: Path, name: str) -> Iterator[int]:
     """Open a regular file below `folder`. No part of the path below it may be a link, and none leads up."""
     *folders, last = name.split("/")
     if any(part in ("", ".", "..") for part in (*folders, last)):

@@ -87,8 +87,12 @@ def checkpoint(step: SupportsIndex) -> Iterator[Path]:
     mark = checkpoints.Mark(epoch, number)
     with checkpoints.written(Path(folder), mark, rank=rank, world_size=world_size) as draft:
         yield draft
-    if rank == 0:
-        checkpoints.prune(Path(folder), epoch, world_size)
+    ranks = range(world_size)
+    if os.environ.get("ERGON_CHECKPOINT_LOCAL"):  # each node has a folder of its own
+        first = rank - _number("LOCAL_RANK", 0)
+        ranks = range(first, first + _number("LOCAL_WORLD_SIZE", 1))
+    if rank == ranks[0]:
+        checkpoints.prune(Path(folder), epoch, ranks)
 
 
 def latest_checkpoint() -> Path | None:

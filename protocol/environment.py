@@ -29,10 +29,12 @@ SERVICE_VARIABLES = {
     "ERGON_MAX_ATTEMPTS": "Attempts a job gets in all when nodes are lost under it.",
     "ERGON_KEEP_OUTPUT_DAYS": "Days that logs, metrics and outputs of ended jobs are kept; samples and cycles too.",
     "ERGON_KEEP_RECORDS_DAYS": "Days that ended jobs are kept, and what reports are made of.",
-    "ERGON_STORE_URL": "Where code and outputs are kept: any fsspec URL; `store` in the data folder by default.",
+    "ERGON_CHECKPOINT_QUOTA_BYTES": "Bytes that the checkpoints of one user's jobs may take in the store.",
+    "ERGON_STORE_URL": "Where code, outputs, checkpoints lie: any fsspec URL; `store` in the data folder by default.",
     "ERGON_POSTGRES_USER": "System user that runs the embedded PostgreSQL when Ergon is started by root.",
 }
 RANK_VARIABLES = {
+    "ERGON_CHECKPOINT_LOCAL": "Set for ranks: only those of their own node save in ERGON_CHECKPOINT_DIR.",
     "ERGON_JOB_ID": "Set for ranks: the job.",
     "ERGON_ATTEMPT": "Set for ranks: the attempt, unique for each try.",
     "ERGON_EPOCH": "Set for ranks: the number of the attempt.",

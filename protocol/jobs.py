@@ -269,6 +269,9 @@ class CheckpointMark(View):
 
     epoch: int = Field(description="The attempt that wrote it.")
     step: int
+    stored: bool = Field(
+        default=False, description="The service holds its files; else they lie in a folder that the nodes share."
+    )
 
 
 class CheckpointView(CheckpointMark):

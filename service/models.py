@@ -208,6 +208,8 @@ jobs = Table(
     Column("checkpoint_epoch", Integer, nullable=True),
     Column("checkpoint_step", BigInteger, nullable=True),
     _time("checkpoint_at", nullable=True),
+    # The service holds its files: nodes that share no folder fetch them.
+    Column("checkpoint_stored", Boolean, nullable=False, server_default="false"),
     _time("submitted_at"),
     _time("started_at", nullable=True),
     _time("ended_at", nullable=True),
@@ -443,4 +445,29 @@ outputs = Table(
     Column("blob", Text, nullable=False, unique=True),
     _time("stored_at"),
     ForeignKeyConstraint(["attempt_id", "member"], ["members.attempt_id", "members.member"]),
+)
+
+# What one rank has saved at one step, by path: size and digest. `arrived` once every file of it is here.
+checkpoint_parts = Table(
+    "checkpoint_parts",
+    metadata,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("epoch", Integer, primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("rank", Integer, primary_key=True),
+    Column("world_size", Integer, nullable=False),
+    Column("files", JSONB, nullable=False),
+    Column("arrived", Boolean, nullable=False),
+    CheckConstraint("rank < world_size", name="rank"),
+)
+
+# Files of a job's checkpoints, each once however many checkpoints have it.
+checkpoint_files = Table(
+    "checkpoint_files",
+    metadata,
+    Column("job_id", Text, ForeignKey("jobs.id"), primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    # Its name in the store.
+    Column("blob", Text, nullable=False, unique=True),
 )

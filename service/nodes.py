@@ -75,7 +75,12 @@ def register(
     )
     notify(tx, "cycle")
     return RegisterResponse(
-        node=name, incarnation=incarnation, lease_s=lease_s, numbered_reports=True, checkpoints=True
+        node=name,
+        incarnation=incarnation,
+        lease_s=lease_s,
+        numbered_reports=True,
+        checkpoints=True,
+        stores_checkpoints=True,
     )
 
 

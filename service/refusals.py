@@ -156,6 +156,18 @@ class ArchiveQuota(Refusal):
     title = "There is no room for more code"
 
 
+class UnknownCheckpoint(Refusal):
+    status = 404
+    kind = "unknown-checkpoint"
+    title = "No such checkpoint"
+
+
+class CheckpointQuota(Refusal):
+    status = 422
+    kind = "checkpoint-quota"
+    title = "There is no room for more checkpoints"
+
+
 class StaleIncarnation(Refusal):
     status = 409
     kind = "stale-incarnation"

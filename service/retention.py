@@ -1,7 +1,7 @@
 """Nothing grows for ever: what is old loses its bulk first, and is forgotten in the end.
 
-The bulk is what ranks wrote and reported, stored outputs, samples and recorded cycles. Reports need the rest, and
-without samples they price the same hours by the power model, and say so.
+The bulk is what ranks wrote and reported, stored outputs and checkpoints, samples and recorded cycles. Reports need the
+rest, and without samples they price the same hours by the power model, and say so.
 """
 
 import logging
@@ -45,9 +45,9 @@ def _trim(engine: Engine, blobs: Blobs, before: datetime) -> int:
     """Delete the bulk of some old jobs; of how many. Blobs go first: a row without one can be deleted again."""
     with engine.begin() as tx:
         doomed = store.jobs_to_trim(tx, before, JOBS_AT_ONCE)
-        outputs = store.stored_outputs(tx, doomed)
+        stored = store.stored_blobs(tx, doomed)
     try:
-        for row in outputs:
+        for row in stored:
             blobs.delete(row.blob)
     except Unavailable as error:
         log.warning("old outputs are not deleted now: %s", error)

@@ -48,6 +48,7 @@ class Settings(BaseModel):
     max_attempts: int = Field(default=5, ge=1, le=1_000)
     keep_output_days: float = Field(default=30.0, gt=0.0, le=36_500.0)
     keep_records_days: float = Field(default=400.0, gt=0.0, le=36_500.0)
+    checkpoint_quota_bytes: int = Field(default=1 << 40, ge=0, le=1 << 60)
     store_url: str | None = None
     postgres_user: str | None = None
 

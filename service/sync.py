@@ -127,7 +127,7 @@ def _mark(row: Record) -> CheckpointMark | None:
     """Where the job goes on; the same for every member of a gang: no attempt of before is heard any more."""
     if row.checkpoint_epoch is None:
         return None
-    return CheckpointMark(epoch=row.checkpoint_epoch, step=row.checkpoint_step)
+    return CheckpointMark(epoch=row.checkpoint_epoch, step=row.checkpoint_step, stored=row.checkpoint_stored)
 
 
 def _welcome_back(tx: Connection, node: Record, *, now: datetime) -> None:

@@ -58,7 +58,9 @@ def job(
 def _checkpoint(row: Record) -> CheckpointView | None:
     if row.checkpoint_epoch is None:
         return None
-    return CheckpointView(epoch=row.checkpoint_epoch, step=row.checkpoint_step, at=row.checkpoint_at)
+    return CheckpointView(
+        epoch=row.checkpoint_epoch, step=row.checkpoint_step, stored=row.checkpoint_stored, at=row.checkpoint_at
+    )
 
 
 def _array_place(row: Record, states: Mapping[JobState, int]) -> ArrayPlace:

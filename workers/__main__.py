@@ -32,6 +32,7 @@ from workers.outputs import Outputs
 from workers.rendezvous import address_on, local_address_towards
 from workers.runs import Runs
 from workers.transfer import Transfer
+from workers.uploads import Uploads
 
 log = logging.getLogger("workers")
 
@@ -98,7 +99,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoint-dir",
         type=Path,
-        help="folder that all nodes share, for the checkpoints of all jobs; without it none are kept",
+        help="folder that all nodes share, for the checkpoints of all jobs; without it they go to the service",
     )
     parser.add_argument(
         "--health-check",
@@ -169,6 +170,7 @@ def _agent(options: argparse.Namespace) -> Agent:
     )
     exchange = Exchange(options.server, token, trust=trust)
     credentials = {"server": options.server, "token": token, "ca": str(options.ca) if options.ca else None}
+    transfer = Transfer(credentials)
     bell = Bell(journal.bell)
     chance = random.Random()
     return Agent(
@@ -179,9 +181,9 @@ def _agent(options: argparse.Namespace) -> Agent:
         bell=bell,
         journal=journal,
         runs=Runs(journal, report.boot_id, groups, report.container_runtime),
-        outputs=Outputs(Transfer(credentials), bell.ring, chance),
+        outputs=Outputs(transfer, bell.ring, chance),
         credentials=credentials,
-        checkpoints=Checkpoints(bell.ring),
+        checkpoints=Checkpoints(bell.ring) if settings.checkpoints else Uploads(transfer, bell.ring, chance),
         now_s=_boottime_s,
         chance=chance,
         health=Health(

@@ -72,7 +72,7 @@ class Settings:
     disk_bytes: int | None = None
     """What each member of an attempt may have on this node's disk."""
     checkpoints: Path | None = None
-    """Folder that all nodes share, for the checkpoints of all jobs."""
+    """Folder that all nodes share, for the checkpoints of all jobs; without one they go to the service."""
 
 
 class Agent:
@@ -198,6 +198,7 @@ class Agent:
         self._lease_s = registration.lease_s
         self._numbered = registration.numbered_reports
         self._tells_checkpoints = registration.checkpoints
+        self._stores_checkpoints = registration.stores_checkpoints
         self._doorbell.begin(registration.incarnation)
         return True
 
@@ -289,7 +290,8 @@ class Agent:
                 return run
         if note is None or not self._shipper.is_shipped(run.attempt):
             return run
-        message = "; ".join(part for part in (end.message, note) if part)[:MAX_MESSAGE]
+        unsaved = self._checkpoints.note(run.attempt) if self._checkpoints else ""
+        message = "; ".join(part for part in (end.message, note, unsaved) if part)[:MAX_MESSAGE]
         return replace(run, shipped=True, exit=replace(end, message=message))
 
     def _perform(self, action: Action) -> None:
@@ -331,6 +333,7 @@ class Agent:
                 disk_bytes=self._settings.disk_bytes,
                 runtime=self._report.container_runtime,
                 checkpoints=self._settings.checkpoints if self._tells_checkpoints else None,
+                stores=self._stores_checkpoints and self._settings.checkpoints is None,
             )
             self._runs.start(attempt, launch, self._credentials)
         except (OSError, NoFreePort) as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ergon.checkpoints import is_complete, marks
+from ergon.checkpoints import has_ranks, marks
 
 log = logging.getLogger(__name__)
 
@@ -18,33 +18,41 @@ LOOK_S = 1.0
 
 
 @dataclass(slots=True, kw_only=True)
-class _Watched:
-    """`ended` once its ranks have, `settled` once it was looked at after that."""
+class Watched:
+    """`ranks` are those that save here. `ended` once they have, `settled` once it was looked at after that."""
 
     folder: Path
     epoch: int
+    ranks: range
     world_size: int
     step: int | None = None
     ended: bool = False
     settled: bool = False
+    note: str = ""
 
 
 class Checkpoints(threading.Thread):
-    """Looks after the checkpoints of all runs of this node."""
+    """Looks after the checkpoints of all runs of this node, in a folder that all nodes share."""
+
+    LOCAL = False
+    """Whether it is for runs with a folder of their own."""
 
     def __init__(self, ring: Callable[[], None]) -> None:
         """`ring` is called when there is something new to tell."""
         super().__init__(name="checkpoints", daemon=True)
         self._ring = ring
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[str, Watched] = {}
         self._look_now = threading.Event()
 
     def watch(self, attempt: str, launch: dict) -> None:
         """Look for checkpoints of a run, by its launch record. Asking again changes nothing."""
         record = launch.get("checkpoints")  # a record of before has none, nor one of a node that keeps none
-        if record is not None and attempt not in self._watched:
-            folder, epoch, world_size = Path(record["folder"]), launch["epoch"], record["world_size"]
-            self._watched[attempt] = _Watched(folder=folder, epoch=epoch, world_size=world_size)
+        if record is not None and attempt not in self._watched and bool(record.get("local")) == self.LOCAL:
+            world_size = record["world_size"]
+            ranks = range(*record["local"]) if self.LOCAL else range(world_size)
+            self._watched[attempt] = Watched(
+                folder=Path(record["folder"]), epoch=launch["epoch"], ranks=ranks, world_size=world_size
+            )
 
     def newest(self, attempt: str) -> int | None:
         """Step of the newest checkpoint of this attempt that all ranks have completed, as far as was looked."""
@@ -60,6 +68,10 @@ class Checkpoints(threading.Thread):
             self._look_now.set()
         return watched.settled
 
+    def note(self, attempt: str) -> str:
+        """What the user should know of the checkpoints of a run, mostly nothing."""
+        return self._watched[attempt].note if attempt in self._watched else ""
+
     def drop(self, attempt: str) -> None:
         """The run is forgotten."""
         self._watched.pop(attempt, None)
@@ -72,11 +84,11 @@ class Checkpoints(threading.Thread):
                 if not watched.settled:
                     self._look(attempt, watched)
 
-    def _look(self, attempt: str, watched: _Watched) -> None:
+    def _look(self, attempt: str, watched: Watched) -> None:
         ended, before = watched.ended, watched.step
         try:
             for mark in marks(watched.folder):
-                if mark.epoch == watched.epoch and is_complete(watched.folder / mark.folder, watched.world_size):
+                if mark.epoch == watched.epoch and has_ranks(watched.folder / mark.folder, watched.ranks):
                     watched.step = max(mark.step, -1 if before is None else before)
                     break
         except OSError as error:

@@ -43,6 +43,7 @@ def launch_record(
     disk_bytes: int | None = None,
     runtime: str | None = None,
     checkpoints: Path | None = None,
+    stores: bool = False,
 ) -> dict:
     """What the supervisor is told, apart from the node's own paths.
 
@@ -54,10 +55,12 @@ def launch_record(
         environment: the agent's own environment.
         disk_bytes: what any member may have on this node's disk; no limit if None.
         runtime: what runs containers on this node.
-        checkpoints: folder that all nodes share, below which each job has its own; nothing keeps any if None.
+        checkpoints: folder that all nodes share, below which each job has its own.
+        stores: without such a folder, the attempt gets one of its own, whose content goes to the service. If neither,
+            nothing keeps any.
     """
     gang = partial(gang_environment, interface=interface, rendezvous=rendezvous, environment=environment)
-    saved = None if checkpoints is None else checkpoints / assignment.job
+    saved = checkpoint_record(assignment, folder=folder, shared=checkpoints, stores=stores)
     output = {"ERGON_OUTPUT": str(folder / "output")} | checkpoint_variables(assignment, saved)
     env, container = gang(assignment) | output, None
     if assignment.image is not None:
@@ -69,9 +72,9 @@ def launch_record(
         "attempt": assignment.attempt,
         "epoch": assignment.epoch,
         "argv": command_line(assignment, python),
-        "prepare": preparation(assignment, folder=folder, python=python, environment=environment),
+        "prepare": preparation(assignment, saved, folder=folder, python=python, environment=environment),
         "container": container,
-        "checkpoints": saved and {"folder": str(saved), "world_size": assignment.members * assignment.ranks},
+        "checkpoints": saved,
         "env": env,
         "ranks": [rank_record(assignment, local_rank, folder) for local_rank in range(assignment.ranks)],
         "time_limit_s": assignment.time_limit_s,
@@ -83,13 +86,25 @@ def launch_record(
     }
 
 
-def checkpoint_variables(assignment: Assignment, folder: Path | None) -> dict[str, str]:
+def checkpoint_record(assignment: Assignment, *, folder: Path, shared: Path | None, stores: bool) -> dict | None:
+    """Where ranks keep checkpoints, if they do; `local` are the first and the end of those that save in a folder of
+    this node's own."""
+    world_size = assignment.members * assignment.ranks
+    if shared is not None:
+        return {"folder": str(shared / assignment.job), "world_size": world_size}
+    first = assignment.member * assignment.ranks
+    own = {"folder": str(folder / "checkpoints"), "world_size": world_size, "local": [first, first + assignment.ranks]}
+    return own if stores else None
+
+
+def checkpoint_variables(assignment: Assignment, record: dict | None) -> dict[str, str]:
     """Where ranks keep checkpoints and which one they go on from: what the service has not heard of does not count."""
-    if folder is None:
+    if record is None:
         return {}
     mark = assignment.checkpoint
     latest = f"{mark.epoch}/{mark.step}" if mark else "0/0"
-    return {"ERGON_CHECKPOINT_DIR": str(folder), "ERGON_CHECKPOINT_LATEST": latest}
+    local = {"ERGON_CHECKPOINT_LOCAL": "1"} if "local" in record else {}
+    return {"ERGON_CHECKPOINT_DIR": record["folder"], "ERGON_CHECKPOINT_LATEST": latest} | local
 
 
 def disk_limit(of_job: int | None, of_node: int | None) -> dict | None:
@@ -115,9 +130,12 @@ def command_line(assignment: Assignment, python: str) -> list[str]:
     return assignment.command
 
 
-def preparation(assignment: Assignment, *, folder: Path, python: str, environment: Mapping[str, str]) -> dict | None:
+def preparation(
+    assignment: Assignment, saved: dict | None, *, folder: Path, python: str, environment: Mapping[str, str]
+) -> dict | None:
     """What `prepare.py` is told; None for an attempt that needs nothing and starts faster without."""
-    if not (assignment.code or assignment.requirements or assignment.datasets or assignment.image):
+    mark = assignment.checkpoint if saved and assignment.checkpoint and assignment.checkpoint.stored else None
+    if not (assignment.code or assignment.requirements or assignment.datasets or assignment.image or mark):
         return None
     own = {
         name: value
@@ -134,6 +152,7 @@ def preparation(assignment: Assignment, *, folder: Path, python: str, environmen
         "python": assignment.python,
         "requirements": assignment.requirements,
         "datasets": assignment.datasets,
+        "checkpoint": mark and [mark.epoch, mark.step],
         "is_python": assignment.recipe is None and (assignment.command or [""])[0] in PYTHONS,
     }
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from archives.limits import CODE, ArchiveError
 from archives.unpack import unpack
+from ergon.checkpoints import Mark
 from protocol.environment import DATASET_PREFIX
 from workers import files
 from workers.cache import Cache
@@ -26,6 +27,7 @@ from workers.commands import CommandFailed
 from workers.containers import BadMount
 from workers.datasets import DatasetMissing, place_of
 from workers.environments import EnvironmentFailed, environment_python, find_interpreter
+from workers.fetching import fetch_checkpoint
 from workers.images import ImageFailed, make_containers
 from workers.transfer import Transfer, TransferFailed, TransferRefused
 
@@ -61,8 +63,8 @@ def main(folder: Path) -> int:
 
 
 def prepare(folder: Path, launch: dict, transfer: Transfer) -> dict:
-    """Code, then data, then Python or containers: `argv` and `env` to start all ranks with, in `ranks` what each has of
-    its own.
+    """Code, checkpoint, data, then Python or containers: `argv` and `env` to start all ranks with, in `ranks` what each
+    has of its own.
 
     Raises one of FAULTS, or OSError.
     """
@@ -71,6 +73,10 @@ def prepare(folder: Path, launch: dict, transfer: Transfer) -> dict:
     work = folder / "work"
     if needs["code"]:
         unpack_code(cache, needs["code"], work, transfer)
+    if mark := needs.get("checkpoint"):  # a record of before has none
+        fetch_checkpoint(
+            transfer, launch["attempt"], Path(launch["checkpoints"]["folder"]), Mark(*mark), patient=_with_patience
+        )
     env = {
         f"{DATASET_PREFIX}{name.upper()}": str(place_of(cache, name, source))
         for name, source in needs["datasets"].items()
@@ -111,14 +117,14 @@ def _download(transfer: Transfer, digest: str, target: Path) -> None:
         transfer.download(digest, file)
 
 
-def _with_patience(call: Callable[[], None]) -> None:
+def _with_patience(call: Callable[[], object]) -> None:
     """Try again while the service does not answer, with growing pauses."""
     for failures in range(TRIES):
         try:
             call()
         except TransferFailed as error:
             if failures == TRIES - 1:
-                raise TransferFailed(f"the code cannot be fetched from the service: {error}") from error
+                raise TransferFailed(f"it cannot be fetched from the service: {error}") from error
             time.sleep(min(0.2 * 2**failures, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0))
         else:
             return

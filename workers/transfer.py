@@ -1,6 +1,7 @@
-"""Archives between this node and the service, whole files at a time, and verified."""
+"""Archives and checkpoints between this node and the service, whole files at a time, and verified."""
 
 import hashlib
+import os
 import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import BinaryIO
 import httpx
 from pydantic import ValidationError
 
+from protocol.checkpoints import CheckpointPart, PartAnswer, StoredCheckpoint
 from protocol.errors import ErrorBody
-from workers.exchange import is_loopback
+from workers.exchange import AnyView, is_loopback
 
 BLOCK_BYTES = 1 << 20
+NO_SPACE = 507
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
 
 
@@ -22,6 +25,10 @@ class TransferRefused(Exception):
 
 class TransferFailed(Exception):
     """It did not work this time."""
+
+
+class TransferFull(TransferFailed):
+    """The disk of the service is full."""
 
 
 class Transfer:
@@ -45,9 +52,16 @@ class Transfer:
             TransferRefused, TransferFailed.
             OSError: `target` cannot be written.
         """
+        self._download(f"/v1/agent/archives/{digest}", digest, target)
+
+    def download_file(self, attempt: str, digest: str, target: BinaryIO) -> None:
+        """Write a file of the job's checkpoints to `target`. Raises as `download`."""
+        self._download(f"/v1/agent/attempts/{attempt}/checkpoint-files/{digest}", digest, target)
+
+    def _download(self, path: str, digest: str, target: BinaryIO) -> None:
         hashed = hashlib.sha256()
         try:
-            with self._client.stream("GET", f"/v1/agent/archives/{digest}") as response:
+            with self._client.stream("GET", path) as response:
                 _check(response)
                 for block in response.iter_bytes(BLOCK_BYTES):
                     hashed.update(block)
@@ -73,6 +87,51 @@ class Transfer:
             raise TransferFailed(str(error) or type(error).__name__) from error
         _check(response)
 
+    def tell_part(self, attempt: str, step: int, rank: int, part: CheckpointPart) -> list[str]:
+        """What of it the service still lacks, by SHA-256. Raises TransferRefused, TransferFailed."""
+        path = f"/v1/agent/attempts/{attempt}/checkpoints/{step}/ranks/{rank}"
+        headers = {"Content-Type": "application/json"}
+        return self._ask("PUT", path, PartAnswer, content=part.model_dump_json(), headers=headers).missing
+
+    def upload_file(self, attempt: str, file: int, digest: str) -> None:
+        """Store a file of a checkpoint, an open one. Repeating it changes nothing.
+
+        Raises:
+            TransferRefused, TransferFailed.
+            OSError: it cannot be read.
+        """
+        path = f"/v1/agent/attempts/{attempt}/checkpoint-files/{digest}"
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(os.fstat(file).st_size)}
+        try:
+            with os.fdopen(os.dup(file), "rb") as reader:
+                response = self._client.put(path, content=_blocks(reader), headers=headers)
+        except httpx.HTTPError as error:
+            raise TransferFailed(str(error) or type(error).__name__) from error
+        _check(response)
+
+    def stored_checkpoint(self, attempt: str, epoch: int, step: int) -> StoredCheckpoint:
+        """The files of a checkpoint of the attempt's job. Raises TransferRefused, TransferFailed."""
+        return self._ask("GET", f"/v1/agent/attempts/{attempt}/checkpoints/{epoch}/{step}", StoredCheckpoint)
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        answer: type[AnyView],
+        *,
+        content: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AnyView:
+        try:
+            response = self._client.request(method, path, content=content, headers=headers)
+        except httpx.HTTPError as error:
+            raise TransferFailed(str(error) or type(error).__name__) from error
+        _check(response)
+        try:
+            return answer.read(response.content)
+        except ValidationError as error:
+            raise TransferFailed(f"the answer cannot be read: {error}") from error
+
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
     while block := file.read(BLOCK_BYTES):
@@ -88,4 +147,4 @@ def _check(response: httpx.Response) -> None:
         detail = f"HTTP status {response.status_code} from {response.url}"
     if 400 <= response.status_code < 500 and response.status_code not in (408, 425, 429):
         raise TransferRefused(detail)
-    raise TransferFailed(detail)
+    raise (TransferFull if response.status_code == NO_SPACE else TransferFailed)(detail)

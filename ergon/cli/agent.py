@@ -61,7 +61,9 @@ def agent(
     checkpoint_dir: Annotated[
         Path | None,
         typer.Option(
-            file_okay=False, exists=True, help="Folder that all nodes share, for the checkpoints of all jobs."
+            file_okay=False,
+            exists=True,
+            help="Folder that all nodes share, for checkpoints; without it they go to the service.",
         ),
     ] = None,
     health_check: Annotated[

@@ -12,6 +12,7 @@ from service.api import (
     agent,
     alarms,
     archives,
+    checkpoints,
     control,
     cycles,
     errors,
@@ -59,7 +60,21 @@ def create_app(parts: Parts, listener: Listener | None = None) -> FastAPI:
     app.state.parts = parts
     app.state.blobs = open_blobs(parts.settings)
     errors.install(app)
-    for module in (accounts, submission, control, jobs, nodes, reports, cycles, alarms, agent, archives, health, web):
+    for module in (
+        accounts,
+        submission,
+        control,
+        jobs,
+        nodes,
+        reports,
+        cycles,
+        alarms,
+        agent,
+        archives,
+        checkpoints,
+        health,
+        web,
+    ):
         app.include_router(module.router)
     app.add_middleware(Deadline)
     app.add_middleware(BodyLimit)

@@ -69,7 +69,7 @@ async def put_archive(
     def keep(tx: Connection, stored: Stored) -> list[str]:
         return archives.keep_archive(tx, person, stored, now=parts.now())
 
-    await _receive(request, parts, blobs, sha256, keep)
+    await receive(request, parts, blobs, sha256, keep)
     return Response(status_code=204)
 
 
@@ -110,7 +110,7 @@ async def put_output(
         return archives.keep_output(tx, node, stored, attempt_id=attempt, member=member, now=parts.now())
 
     if not await run_in_threadpool(known):
-        await _receive(request, parts, blobs, sha256, keep)
+        await receive(request, parts, blobs, sha256, keep)
     return Response(status_code=204)
 
 
@@ -147,7 +147,7 @@ def _send(blobs: Blobs, found: Stored) -> Archive:
     return Archive(blobs.read(found.blob), headers=headers)
 
 
-async def _receive(
+async def receive(
     request: Request, parts: Parts, blobs: Blobs, digest: str, keep: Callable[[Connection, Stored], list[str]]
 ) -> None:
     """Write the body to the store, check its digest, and make it known by `keep`. Nothing stays of what fails.

@@ -18,6 +18,7 @@ MAX_BODY_BYTES = 10 * 1024 * 1024
 UPLOADS = (
     (re.compile(r"/v1/archives/[^/]+"), CODE.packed_bytes),
     (re.compile(r"/v1/agent/attempts/[^/]+/outputs/[^/]+"), OUTPUT.packed_bytes),
+    (re.compile(r"/v1/agent/attempts/[^/]+/checkpoint-files/[^/]+"), 1 << 50),
 )
 """Paths whose PUT takes a longer body, which is streamed."""
 

@@ -159,6 +159,7 @@ def held_members(tx: Connection, node_id: str) -> Sequence[Record]:
             jobs.c.array_index,
             jobs.c.checkpoint_epoch,
             jobs.c.checkpoint_step,
+            jobs.c.checkpoint_stored,
             users.c.name.label("user_name"),
         )
         .join(attempts, members.c.attempt_id == attempts.c.id)

@@ -177,15 +177,20 @@ def set_progress(tx: Connection, job_id: str, progress: dict[str, object]) -> No
     tx.execute(update(jobs).where(jobs.c.id == job_id).values(progress=progress))
 
 
-def advance_checkpoint(tx: Connection, job_id: str, *, epoch: int, step: int, now: datetime) -> bool:
+def advance_checkpoint(
+    tx: Connection, job_id: str, *, epoch: int, step: int, now: datetime, stored: bool = False
+) -> bool:
     """Note a checkpoint of attempt `epoch` as the job's latest. False, and nothing is changed, if the job has a later
     attempt by now or a later checkpoint is known.
+
+    Args:
+        stored: whether the service holds its files.
     """
     later = tuple_(literal(epoch), literal(step)) > tuple_(jobs.c.checkpoint_epoch, jobs.c.checkpoint_step)
     query = update(jobs).where(
         jobs.c.id == job_id, jobs.c.epoch == epoch, or_(jobs.c.checkpoint_epoch.is_(None), later)
     )
-    values = {"checkpoint_epoch": epoch, "checkpoint_step": step, "checkpoint_at": now}
+    values = {"checkpoint_epoch": epoch, "checkpoint_step": step, "checkpoint_at": now, "checkpoint_stored": stored}
     return tx.execute(query.values(**values)).rowcount == 1
 
 

@@ -11,6 +11,8 @@ from service.models import (
     allocations,
     arrays,
     attempts,
+    checkpoint_files,
+    checkpoint_parts,
     chunks,
     cycles,
     dependencies,
@@ -35,9 +37,11 @@ def jobs_to_trim(tx: Connection, before: datetime, limit: int) -> Sequence[str]:
     return tx.execute(query.order_by(jobs.c.ended_at, jobs.c.id).limit(limit)).scalars().all()
 
 
-def stored_outputs(tx: Connection, job_ids: Collection[str]) -> Sequence[Record]:
-    """Blobs of these jobs' outputs: column `blob`."""
-    return tx.execute(select(outputs.c.blob).where(outputs.c.attempt_id.in_(_attempts_of(job_ids)))).all()
+def stored_blobs(tx: Connection, job_ids: Collection[str]) -> Sequence[Record]:
+    """Blobs of these jobs' outputs and checkpoints: column `blob`."""
+    left = select(outputs.c.blob).where(outputs.c.attempt_id.in_(_attempts_of(job_ids)))
+    saved = select(checkpoint_files.c.blob).where(checkpoint_files.c.job_id.in_(job_ids))
+    return tx.execute(left.union_all(saved)).all()
 
 
 def trim_jobs(tx: Connection, job_ids: Collection[str]) -> None:
@@ -105,7 +109,8 @@ def forget_keys(tx: Connection, before: datetime) -> None:
 def _delete_bulk(tx: Connection, job_ids: Collection[str]) -> None:
     for table in (chunks, outputs):
         tx.execute(delete(table).where(table.c.attempt_id.in_(_attempts_of(job_ids))))
-    tx.execute(delete(metrics).where(metrics.c.job_id.in_(job_ids)))
+    for table in (metrics, checkpoint_parts, checkpoint_files):
+        tx.execute(delete(table).where(table.c.job_id.in_(job_ids)))
 
 
 def _attempts_of(job_ids: Collection[str]) -> ScalarSelect[str]:

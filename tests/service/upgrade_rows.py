@@ -92,5 +92,9 @@ ROWS: dict[str, tuple[str, ...]] = {
         "INSERT INTO archive_owners VALUES ('sha256:1', 'u-alice', '2026-01-01 02:00+00')",
         "INSERT INTO outputs VALUES ('a-ended', 0, 'sha256:2', 50, 'outputs/1', '2026-01-01 02:00+00')",
     ),
+    "0014": (
+        "INSERT INTO checkpoint_parts VALUES ('j-runs', 1, 10, 0, 2, '{\"state\": [3, \"sha256:3\"]}', true)",
+        "INSERT INTO checkpoint_files VALUES ('j-runs', 'sha256:3', 3, 'blob-3')",
+    ),
     "0007": ("INSERT INTO alarms VALUES ('node_closed', 'n9', 'nothing starts on n9', '2026-01-01 02:00+00')",),
 }

@@ -24,7 +24,7 @@ KILLED = textwrap.dedent(
                     (draft / "parts").mkdir()
                     (draft / "parts" / "model").write_text(f"{rank} at {step}" * 20_000)
                 if rank == 0:
-                    checkpoints.prune(folder, 1, 2)
+                    checkpoints.prune(folder, 1, range(2))
             os.write(told, bytes([step]))
 
     def until(event):
@@ -161,21 +161,21 @@ def test_the_newest_that_counts(
 def test_two_are_kept_and_none_goes_before_two_later_ones_are_complete(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         save(tmp_path, 1, step, world_size=2)
-        checkpoints.prune(tmp_path, 1, 2)
+        checkpoints.prune(tmp_path, 1, range(2))
     assert checkpoints.marks(tmp_path) == [(1, 30), (1, 20)]
     with checkpoints.written(tmp_path, Mark(1, 40), rank=0, world_size=2):
         pass
-    checkpoints.prune(tmp_path, 1, 2)
+    checkpoints.prune(tmp_path, 1, range(2))
     assert checkpoints.marks(tmp_path) == [(1, 40), (1, 30), (1, 20)], "the other rank has not saved yet"
     save(tmp_path, 2, 50, world_size=2)
-    checkpoints.prune(tmp_path, 2, 2)
+    checkpoints.prune(tmp_path, 2, range(2))
     assert (1, 20) in checkpoints.marks(tmp_path), "the new attempt has one only"
     save(tmp_path, 1, 60, world_size=2)
     save(tmp_path, 1, 70, world_size=2)
-    checkpoints.prune(tmp_path, 1, 2)
+    checkpoints.prune(tmp_path, 1, range(2))
     assert (1, 20) in checkpoints.marks(tmp_path), "an attempt that has a successor deletes nothing"
     save(tmp_path, 2, 60, world_size=2)
-    checkpoints.prune(tmp_path, 2, 2)
+    checkpoints.prune(tmp_path, 2, range(2))
     assert checkpoints.marks(tmp_path) == [(2, 60), (2, 50)]
 
 

@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_used_is_refused_at_the_start(agent, tmp_path):
 
 @pytest.mark.parametrize(("latest", "expected"), [(None, "0/0"), (mark(2, 30), "2/30")])
 def test_ranks_learn_where_to_save_and_where_to_go_on(latest, expected):
-    def variables(checkpoints):
+    def variables(checkpoints, **more):
         wanted = assignment(job="j1", members=2, ranks=2, checkpoint=latest, env={"ERGON_CHECKPOINT_LATEST": "9/9"})
         return launch_record(
             wanted,
@@ -105,6 +105,7 @@ def test_ranks_learn_where_to_save_and_where_to_go_on(latest, expected):
             rendezvous="127.0.0.1:20000",
             environment={},
             checkpoints=checkpoints,
+            **more,
         )
 
     launch = variables(Path("/shared"))
@@ -113,6 +114,26 @@ def test_ranks_learn_where_to_save_and_where_to_go_on(latest, expected):
     assert launch["checkpoints"] == {"folder": "/shared/j1", "world_size": 4}
     assert variables(None)["checkpoints"] is None
     assert "ERGON_CHECKPOINT_DIR" not in variables(None)["env"]
+    assert launch["prepare"] is None
+    own = variables(None, stores=True)
+    assert own["checkpoints"] == {"folder": "/state/a1/checkpoints", "world_size": 4, "local": [0, 2]}
+    assert (own["env"]["ERGON_CHECKPOINT_DIR"], own["env"]["ERGON_CHECKPOINT_LOCAL"]) == ("/state/a1/checkpoints", "1")
+
+
+def test_what_the_service_holds_is_fetched_before_the_ranks_start():
+    def prepared(stores, **latest):
+        return launch_record(
+            assignment(checkpoint=CheckpointMark(epoch=2, step=30, **latest)),
+            folder=Path("/state/a1"),
+            python="/py",
+            interface="lo",
+            rendezvous="127.0.0.1:20000",
+            environment={},
+            stores=stores,
+        )["prepare"]
+
+    assert prepared(True, stored=True)["checkpoint"] == [2, 30]
+    assert prepared(True) is prepared(False, stored=True) is None
 
 
 def imported(path: Path) -> set[str]:

@@ -171,6 +171,7 @@ def test_only_an_attempt_that_needs_something_is_prepared():
         "python": None,
         "requirements": None,
         "datasets": {"d": "/d"},
+        "checkpoint": None,
         "is_python": True,
     }
 

@@ -1,0 +1,55 @@
+"""Checkpoints that nodes without a shared folder keep with the service: what a rank wrote, file by file."""
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, field_validator
+
+from protocol.base import Count, Index, Message, View
+from protocol.jobs import Digest
+
+MAX_FILES = 10_000
+"""Files of one rank in one checkpoint."""
+MAX_PATH = 1_024
+
+FilePath = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", min_length=1, max_length=MAX_PATH)]
+
+
+class CheckpointFile(Message):
+    """One file of one rank."""
+
+    path: FilePath = Field(description="Relative to the rank's folder.")
+    size: Count = Field(description="In bytes.")
+    sha256: Digest
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        if any(part in ("", ".", "..") for part in path.split("/")):
+            raise ValueError("give a plain path inside the rank's folder, such as `model/weights.pt`")
+        return path
+
+
+class CheckpointPart(Message):
+    """What one rank has saved at one step, its manifest included."""
+
+    world_size: int = Field(ge=1, lt=2**31, description="Ranks of the gang: with so many parts it is complete.")
+    files: list[CheckpointFile] = Field(max_length=MAX_FILES)
+
+
+class PartAnswer(View):
+    """What is still to be sent. A part is stored once nothing is."""
+
+    missing: list[Digest] = Field(description="Files that the service does not hold yet, each once.")
+
+
+class StoredPart(View):
+    """What one rank has saved."""
+
+    rank: Index
+    files: list[CheckpointFile]
+
+
+class StoredCheckpoint(View):
+    """A complete checkpoint that the service holds, by rank."""
+
+    parts: list[StoredPart]
