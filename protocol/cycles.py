@@ -19,7 +19,7 @@ class CycleView(View):
     objective_j: float
     bound_j: float
     gap: float
-    method: str = Field(description="Which part of the planner the plan came from: `cpsat` or `greedy`.")
+    method: str = Field(description="Which part of the planner the plan came from: `cpsat`, `greedy` or `packed`.")
     status: str = Field(description="What the solver proved: `optimal`, `feasible`, `watchdog` or `fallback`.")
     snapshot_s: float
     solve_s: float

@@ -4,7 +4,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from protocol.base import Kind, Message, Name, View, at_most, example
 from protocol.states import AttemptState, EndReason, JobState
@@ -61,7 +61,8 @@ class Dependency(Message):
 class JobSpec(Message):
     """One training run the user wants finished. It never changes after submission.
 
-    A job is a gang: `nodes` members, each on a node of its own with `devices_per_node` devices of one kind.
+    A job is a gang: `nodes` members, each on a node of its own with `devices_per_node` devices of one kind, or a
+    share of one.
     All of them start together or none does.
     """
 
@@ -106,15 +107,36 @@ class JobSpec(Message):
     priority: int = Field(default=0, ge=-1_000, le=1_000, description="A higher one goes first; never outbid by many.")
 
     nodes: int = Field(default=1, ge=1, le=MAX_NODES, description="Members of the gang, each on a node of its own.")
-    devices_per_node: int = Field(default=1, ge=1, le=MAX_DEVICES_PER_NODE, description="Devices of each member.")
+    devices_per_node: int = Field(
+        default=1, ge=0, le=MAX_DEVICES_PER_NODE, description="Devices of each member; 0 for CPU cores and memory only."
+    )
+    device_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="How much of its one device each member takes, in thousandths such as 0.25; others may have the "
+        "rest. It is a booking, not a fence: `device_isolation` says what keeps the jobs apart.",
+    )
+    device_isolation: Literal["none", "memory", "hardware"] = Field(
+        default="none",
+        description="How far jobs that share a device must be kept apart. `none`: they take turns, and share its "
+        "memory. `memory`: each has its own. `hardware`: each has its own part of the chip. Agents offer `none` only.",
+    )
     device_kinds: list[Kind] = Field(
         default=[], max_length=64, description="Acceptable kinds; empty means any. A gang gets one kind throughout."
     )
     ranks_per_node: int | None = Field(
-        default=None, ge=1, le=MAX_DEVICES_PER_NODE, description="Processes of each member; one per device if absent."
+        default=None,
+        ge=1,
+        le=MAX_DEVICES_PER_NODE,
+        description="Processes of each member; one per device if absent, at least one.",
     )
     cpu_cores_per_node: float | None = Field(
-        default=None, gt=0, le=65_536, description="CPU cores of each member; one per device if absent."
+        default=None,
+        gt=0,
+        le=65_536,
+        description="CPU cores of each member; if absent one per device, of a share its part of one, and one where "
+        "there is no device.",
     )
     memory_bytes_per_node: int = Field(
         default=0, ge=0, le=MAX_MEMORY_BYTES, description="Main memory of each member in bytes; 0 reserves none."
@@ -178,6 +200,28 @@ class JobSpec(Message):
             raise ValueError("the first word of `command` names the program and must not be empty")
         return self
 
+    @field_validator("device_share")
+    @classmethod
+    def _in_thousandths(cls, share: float) -> float:
+        if abs(share * 1000 - round(share * 1000)) > 1e-6 or share < 0.001:
+            raise ValueError(f"a share is counted in thousandths of a device; write 0.25 or 0.125, not {share:g}")
+        return round(share, 3)
+
+    @model_validator(mode="after")
+    def _devices(self) -> Self:
+        if self.device_share < 1 and self.devices_per_node != 1:
+            raise ValueError(
+                "`device_share` is a part of one device: it goes with `devices_per_node` 1, "
+                f"not {self.devices_per_node}"
+            )
+        if self.device_isolation != "none" and self.device_share == 1:
+            raise ValueError(
+                "`device_isolation` goes with a `device_share` below 1: nobody else is on a device that is taken whole"
+            )
+        if self.device_kinds and not self.devices_per_node:
+            raise ValueError("`device_kinds` names devices, and `devices_per_node` is 0; leave one of them out")
+        return self
+
     @model_validator(mode="after")
     def _code_and_data(self) -> Self:
         if self.recipe is not None and (self.code or self.python or self.requirements):
@@ -201,12 +245,12 @@ class JobSpec(Message):
     @property
     def ranks(self) -> int:
         """Processes of each member."""
-        return self.ranks_per_node or self.devices_per_node
+        return self.ranks_per_node or max(1, self.devices_per_node)
 
     @property
     def cores(self) -> float:
         """CPU cores of each member."""
-        return self.cpu_cores_per_node or float(self.devices_per_node)
+        return self.cpu_cores_per_node or self.devices_per_node * self.device_share or 1.0
 
 
 class Reason(View):

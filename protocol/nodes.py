@@ -84,6 +84,13 @@ class PowerSample(Message):
     source: Literal["nvml", "rapl", "proc"] = Field(description="Where it was read.")
 
 
+class DeviceHolder(View):
+    """A job on a device."""
+
+    job: str
+    share: float = Field(description="How much of the device it holds; 1 is the whole.")
+
+
 class DeviceView(View):
     """A device and who holds it."""
 
@@ -91,13 +98,19 @@ class DeviceView(View):
     kind: str
     index: int
     memory_bytes: int
-    job: str | None = Field(default=None, description="The job that holds it.")
+    job: str | None = Field(default=None, description="The job that holds it, the first if several do.")
+    holders: list[DeviceHolder] = Field(default=[], description="Every job that holds it or a share of it.")
     condition: DeviceCondition = Field(
         default=DeviceCondition.OK,
         description="`unfit`: a health check failed. `quarantined`: an attempt that has ended may have left a process. "
         "Neither gets new work, and both come back by themselves.",
     )
     reason: str | None = Field(default=None, description="Why it is not `ok`.")
+
+    @property
+    def sharers(self) -> list[DeviceHolder]:
+        """Who holds how much of it; also where an older service names the job only."""
+        return self.holders or ([DeviceHolder(job=self.job, share=1.0)] if self.job else [])
 
 
 class NodeView(View):

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from scheduler.problem import Node, NodePower, Shape
+from scheduler.problem import WHOLE_DEVICE, Node, NodePower, Shape
 
 CPU_KIND = "cpu"
 """Kind of a CPU slot: one hardware thread of the node, as the operating system counts them."""
@@ -151,10 +151,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holding:
-    """One allocation's hold on a node over the stretch."""
+    """One allocation's hold on a node over the stretch: thousandths of each device by id."""
 
     holder: str
-    devices: tuple[str, ...]
+    devices: Mapping[str, int]
     millicores: int
 
 
@@ -254,16 +254,17 @@ def default_wait_w(shapes: Sequence[Shape], nodes: Sequence[Node]) -> float:
 def price_stretch(inventory: Inventory, reading: Reading, holdings: Sequence[Holding]) -> EnergyBill:
     """Energy of a node over a stretch of time, and who answers for it. IT energy, not multiplied by PUE.
 
-    - A device's energy goes to its holder. One that is not counted is modelled: bare idle when nothing holds or uses
+    - A device's energy goes to its holder, and is divided among several by their shares: they keep it awake, so what
+      nobody holds of it costs them too. One that is not counted is modelled: bare idle when nothing holds or uses
       it, else by its utilisation (1 where that is unknown).
     - What the CPUs draw above idle is split over the holders by their cores.
     - The rest of the node (`host_base_w`) is split evenly over its accelerators, or over its CPU slots if it has none;
-      a holder answers for those it holds.
+      a holder answers for what it holds of those.
     - What no job holds is idle.
 
-    Raises ValueError if two holdings name one device, or one that the node does not have.
+    Raises ValueError if holdings take more of a device than there is, or one that the node does not have.
     """
-    holder_of = _holders(inventory, holdings)
+    sharers = _sharers(inventory, holdings)
     by_holder = dict.fromkeys((holding.holder for holding in holdings), 0.0)
     idle_j = measured_j = modelled_j = 0.0
 
@@ -277,15 +278,18 @@ def price_stretch(inventory: Inventory, reading: Reading, holdings: Sequence[Hol
     for device in inventory.devices:
         if device.kind == CPU_KIND:
             continue
-        holder = holder_of.get(device.id)
+        shares = sharers[device.id] or {None: WHOLE_DEVICE}
         counted = reading.device_energy_j.get(device.id)
         if counted is None:
-            joules = _modelled_w(device, reading.utilisation.get(device.id), held=holder is not None) * reading.seconds
+            joules = (
+                _modelled_w(device, reading.utilisation.get(device.id), held=bool(sharers[device.id])) * reading.seconds
+            )
             modelled_j += joules
         else:
             joules = counted
             measured_j += joules
-        charge(holder, joules)
+        for holder, share in shares.items():
+            charge(holder, joules * share / sum(shares.values()))
 
     base_w = host_base_w(inventory)
     cpu_j = cpu_active_w(inventory, reading.busy_cores or 0.0) * reading.seconds
@@ -306,7 +310,10 @@ def price_stretch(inventory: Inventory, reading: Reading, holdings: Sequence[Hol
         charge(None, cpu_j)
     carriers = _carriers(inventory)
     for device in carriers:
-        charge(holder_of.get(device.id), base_w * reading.seconds / len(carriers))
+        part_j = base_w * reading.seconds / len(carriers) / WHOLE_DEVICE
+        rest = WHOLE_DEVICE - sum(sharers[device.id].values())
+        for holder, share in [*sharers[device.id].items(), (None, rest)]:
+            charge(holder, part_j * share)
     if not carriers:
         charge(None, base_w * reading.seconds)
 
@@ -325,17 +332,18 @@ def _known_kind(kind: str) -> str | None:
     return max(begins, key=len, default=None)
 
 
-def _holders(inventory: Inventory, holdings: Sequence[Holding]) -> dict[str, str]:
-    present = {device.id for device in inventory.devices}
-    holder_of: dict[str, str] = {}
+def _sharers(inventory: Inventory, holdings: Sequence[Holding]) -> dict[str, dict[str, int]]:
+    """For each device what each holder has of it, in thousandths."""
+    sharers: dict[str, dict[str, int]] = {device.id: {} for device in inventory.devices}
     for holding in holdings:
-        for device in holding.devices:
-            if device not in present:
+        for device, share in holding.devices.items():
+            if device not in sharers:
                 raise ValueError(f"holding of {holding.holder} names device {device}, which the node does not have")
-            if device in holder_of:
-                raise ValueError(f"device {device} is held by {holder_of[device]} and by {holding.holder} at once")
-            holder_of[device] = holding.holder
-    return holder_of
+            shares = sharers[device]
+            shares[holding.holder] = shares.get(holding.holder, 0) + share
+            if sum(shares.values()) > WHOLE_DEVICE:
+                raise ValueError(f"{', '.join(shares)} hold more than the whole of device {device} at once")
+    return sharers
 
 
 def _modelled_w(device: InstalledDevice, utilisation: float | None, *, held: bool) -> float:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from scheduler.candidates import Candidates, Choices, find_candidates, pools, to_placements
 from scheduler.feasibility import free_devices, survey, why_impossible, why_not_now
+from scheduler.first_fit import first_fit
 from scheduler.greedy import complete
 from scheduler.moving import Mover
 from scheduler.objective import evaluate, on_time_s, stakes, waiting
@@ -12,7 +13,7 @@ from scheduler.packing import Packer
 from scheduler.plan import Outcome, Placement, Plan, PowerStep, Verdict
 from scheduler.problem import Budget, Node, Problem
 from scheduler.search import Allowance, search
-from scheduler.validate import packs, validate
+from scheduler.validate import has_several_kinds, packs, validate
 from scheduler.verify import verify
 
 DEFAULT_BUDGET = Budget()
@@ -71,8 +72,14 @@ def solve_greedily(problem: Problem) -> Plan:
 
 def solve_by_packing(problem: Problem) -> Plan:
     """Jobs in line order, each where it costs least by the prices of `scheduler.packing`; and moves, if any may be, for
-    those that find no room and then for power. Raises as `solve` does.
+    those that find no room and then for power. Where a node has devices of several kinds, each where it fits best.
+
+    Raises as `solve` does.
     """
+    idle = evaluate(problem, ())
+    bound_j = idle.off_j + idle.on_j + idle.deferred_j
+    if any(map(has_several_kinds, problem.nodes)):
+        return _checked(problem, _plan(problem, first_fit(problem), bound_j, "greedy", "feasible"))
     packer = Packer(problem)
     mover = Mover(packer, {one.job.id: one.move_j / problem.horizon_s for one in problem.running})
     allowed = 0 if any(node.can_switch for node in problem.nodes) else problem.moves
@@ -87,8 +94,6 @@ def solve_by_packing(problem: Problem) -> Plan:
         if placement is not None:
             placements[job.id] = placement
     _note(mover.improve(allowed - len(moves)), placements, moves)
-    idle = evaluate(problem, ())
-    bound_j = idle.off_j + idle.on_j + idle.deferred_j
     plan = _plan(problem, tuple(placements.values()), bound_j, "packed", "feasible")
     return _checked(problem, replace(plan, moves=tuple(moves.values())))
 

@@ -29,6 +29,11 @@ def packs(problem: Problem) -> bool:
     return bool(problem.outlook) or problem.moves > 0 or any(shape.shared or not shape.devices for shape in shapes)
 
 
+def has_several_kinds(node: Node) -> bool:
+    """Whether `scheduler.packing` cannot see the node as one of a class."""
+    return len({device.kind for device in node.devices}) > 1
+
+
 def _problem(problem: Problem) -> Iterator[str]:
     yield from _number("horizon_s", problem.horizon_s, 0.0, MAX_SECONDS, open_below=True)
     yield from _number("pue", problem.pue, 1.0, 100.0)
@@ -37,10 +42,10 @@ def _problem(problem: Problem) -> Iterator[str]:
     yield from _twice("node id", (node.id for node in problem.nodes))
     yield from _twice("job id", (job.id for job in problem.jobs))
     yield from _twice("device id", (device.id for node in problem.nodes for device in node.devices))
-    if packs(problem):
+    if problem.outlook or problem.moves:
         for node in problem.nodes:
-            if len({device.kind for device in node.devices}) > 1:
-                yield f"node {node.id} has devices of several kinds, where there are shares or jobs without devices"
+            if has_several_kinds(node):
+                yield f"node {node.id} has devices of several kinds: give neither an outlook nor moves"
 
 
 def _node(node: Node) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What would become of jobs if they were submitted now. Nothing is stored, and no solver runs: the greedy planner says
-what would start, and the cycle's plans are never worse.
+what would start, and the cycle's plans are never worse. Where jobs share devices or need none, it is the simpler
+planner of two, and a cycle may choose otherwise.
 """
 
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from protocol.batch import DryRunItem, DryRunView
 from protocol.jobs import JobSpec, VerdictView
 from scheduler.candidates import find_candidates, pools, to_placements
 from scheduler.feasibility import survey, why_impossible, why_not_now
+from scheduler.first_fit import first_fit
 from scheduler.greedy import complete
 from scheduler.plan import Outcome, Placement, Verdict
 from scheduler.problem import Job, Problem
-from scheduler.validate import validate
+from scheduler.validate import packs, validate
 from service import submission
 from service.auth import Person
 from service.cycle.problem import planned_job, read_problem, verdict_view
@@ -58,11 +60,7 @@ def read(
 def weigh(run: DryRun) -> DryRunView:
     """Which of the jobs would start now, and why the others would not. Needs no database."""
     validate(run.problem)
-    placements = {
-        placement.job: placement
-        for pool in pools(find_candidates(run.problem))
-        for placement in to_placements(pool, complete(pool, {}))
-    }
+    placements = {placement.job: placement for placement in _placements(run.problem)}
     rooms = survey(run.problem.nodes)
     items: list[DryRunItem] = []
     for spec, wait, job in zip(run.specs, run.waits, run.jobs, strict=True):
@@ -77,6 +75,14 @@ def weigh(run: DryRun) -> DryRunView:
             reasons = why_not_now(job, rooms, len(placements))
             items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.WAITING, reasons=reasons)))
     return DryRunView(items=items)
+
+
+def _placements(problem: Problem) -> Sequence[Placement]:
+    if packs(problem):
+        return first_fit(problem)
+    return [
+        placement for pool in pools(find_candidates(problem)) for placement in to_placements(pool, complete(pool, {}))
+    ]
 
 
 def _item(spec: JobSpec, verdict: Verdict, placement: Placement | None = None) -> DryRunItem:

@@ -119,15 +119,17 @@ def get(tx: Connection, person: Person, name: str) -> NodeView:
     return views.node(row, store.list_devices(tx, row.id), holders, store.current_base_w(tx).get(row.id, 0.0))
 
 
-def _holders(tx: Connection, person: Person) -> dict[str, views.Holder]:
+def _holders(tx: Connection, person: Person) -> dict[str, list[views.Holder]]:
     """Who holds each device that is held; a user is not told the ids of other people's jobs."""
-    return {
-        held.device_id: views.Holder(
+    holders: dict[str, list[views.Holder]] = {}
+    for held in attempt_store.held_devices(tx):
+        holder = views.Holder(
             job=held.job_id if person.only_jobs_of in (None, held.user_id) else OTHER_USER,
             has_ended=held.state == AttemptState.ENDED.value,
+            thousandths=int(held.thousandths),
         )
-        for held in attempt_store.held_devices(tx)
-    }
+        holders.setdefault(held.device_id, []).append(holder)
+    return holders
 
 
 def check_protocol(version: int) -> None:

@@ -75,8 +75,7 @@ def answer(tx: Connection, node_id: str, *, stop_grace_s: float, lease_s: float)
     held = attempt_store.held_members(tx, node_id)
     grants: dict[str, list[DeviceGrant]] = {}
     for row in attempt_store.devices_of_members(tx, node_id):
-        thousandths = row.span.upper - row.span.lower
-        grant = DeviceGrant(id=row.id, kind=row.kind, index=row.number, thousandths=thousandths)
+        grant = DeviceGrant(id=row.id, kind=row.kind, index=row.number, thousandths=int(row.thousandths))
         grants.setdefault(row.attempt_id, []).append(grant)
     assignments = [_assignment(row, grants.get(row.attempt_id, []), stop_grace_s) for row in held]
     digest = hashlib.sha256()

@@ -18,7 +18,7 @@ from protocol.jobs import (
     ProgressView,
     VerdictView,
 )
-from protocol.nodes import DeviceView, NodeView
+from protocol.nodes import DeviceHolder, DeviceView, NodeView
 from protocol.states import DeviceCondition, JobState
 from service.db import Record
 
@@ -119,13 +119,14 @@ class Holder:
 
     job: str
     has_ended: bool
+    thousandths: int
 
 
 NOT_CLEAN = "an attempt has ended here, and its node has not said that no process of it is left"
 
 
-def node(row: Record, devices: Sequence[Record], holders: Mapping[str, Holder], base_w: float) -> NodeView:
-    """A node with its devices; `holders` gives who holds a device, `base_w` the power at idle in W."""
+def node(row: Record, devices: Sequence[Record], holders: Mapping[str, Sequence[Holder]], base_w: float) -> NodeView:
+    """A node with its devices; `holders` gives who holds each device, `base_w` the power at idle in W."""
     return NodeView(
         name=row.id,
         state=row.state,
@@ -135,7 +136,7 @@ def node(row: Record, devices: Sequence[Record], holders: Mapping[str, Holder], 
         cpu_cores=row.millicores / 1000,
         memory_bytes=row.memory_bytes,
         containment=row.containment or "none",
-        devices=[_device(device, holders.get(device.id)) for device in devices],
+        devices=[_device(device, holders.get(device.id, ())) for device in devices],
         container_runtime=row.container_runtime,
         container_fault=row.container_fault,
         base_w=base_w,
@@ -147,9 +148,9 @@ def node(row: Record, devices: Sequence[Record], holders: Mapping[str, Holder], 
     )
 
 
-def _device(row: Record, holder: Holder | None) -> DeviceView:
+def _device(row: Record, holders: Sequence[Holder]) -> DeviceView:
     condition, reason = DeviceCondition.OK, None
-    if holder is not None and holder.has_ended:
+    if any(holder.has_ended for holder in holders):
         condition, reason = DeviceCondition.QUARANTINED, NOT_CLEAN
     elif row.unfit_reason is not None:
         condition, reason = DeviceCondition.UNFIT, row.unfit_reason
@@ -158,7 +159,8 @@ def _device(row: Record, holder: Holder | None) -> DeviceView:
         kind=row.kind,
         index=row.number,
         memory_bytes=row.memory_bytes,
-        job=holder.job if holder else None,
+        job=holders[0].job if holders else None,
+        holders=[DeviceHolder(job=holder.job, share=holder.thousandths / 1000) for holder in holders],
         condition=condition,
         reason=reason,
     )

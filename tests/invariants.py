@@ -67,20 +67,21 @@ def i4_a_node_holds_no_more_than_it_has(tx: Connection) -> Iterator[str]:
 def i7_a_gang_is_whole(tx: Connection) -> Iterator[str]:
     rows = tx.execute(
         text(
-            "SELECT t.id, j.spec, m.member, (SELECT count(*) FROM allocations a "
-            "WHERE a.attempt_id = m.attempt_id AND a.member = m.member) AS devices "
+            "SELECT t.id, j.spec, m.member, (SELECT coalesce(sum(upper(a.span) - lower(a.span)), 0) FROM allocations a "
+            "WHERE a.attempt_id = m.attempt_id AND a.member = m.member) AS thousandths "
             "FROM attempts t JOIN jobs j ON j.id = t.job_id LEFT JOIN members m ON m.attempt_id = t.id"
         )
     )
     members: defaultdict[str, list[int]] = defaultdict(list)
     specs: dict[str, JobSpec] = {}
-    for attempt, spec, member, devices in rows:
+    for attempt, spec, member, thousandths in rows:
         specs[attempt] = JobSpec.model_validate(spec)
         if member is not None:
-            members[attempt].append(devices)
+            members[attempt].append(thousandths)
     for attempt, spec in specs.items():
-        if members[attempt] != [spec.devices_per_node] * spec.nodes:
-            yield f"attempt {attempt} holds {members[attempt]} devices, not {spec.devices_per_node} x {spec.nodes}"
+        wanted = [round(1000 * spec.device_share * spec.devices_per_node)] * spec.nodes
+        if members[attempt] != wanted:
+            yield f"attempt {attempt} holds {members[attempt]} thousandths of devices, not {wanted}"
 
 
 def i7_at_most_one_attempt_of_a_job_lives(tx: Connection) -> Iterator[str]:

@@ -39,12 +39,12 @@ def nodes(as_json: Json = False) -> None:
 
 def _row(node: NodeView) -> tuple[str, ...]:
     kinds = Counter(device.kind for device in node.devices)
-    held = sum(device.job is not None for device in node.devices)
+    held = sum(holder.share for device in node.devices for holder in device.sharers)
     return (
         node.name,
         state_words(node),
         " ".join(f"{count}x{kind}" for kind, count in sorted(kinds.items())) or "-",
-        f"{held}/{len(node.devices)}",
+        f"{held:g}/{len(node.devices)}",
         f"{node.cpu_cores:g}",
         show_size(node.memory_bytes),
         node.container_runtime or "-",

@@ -72,7 +72,8 @@ def jobs(
 
 def _row(job: JobView) -> tuple[str, ...]:
     spec = job.spec
-    asks = f"{spec.nodes}x{spec.devices_per_node} {'|'.join(spec.device_kinds) or 'any'}"
+    kinds = ("|".join(spec.device_kinds) or "any") if spec.devices_per_node else "cores"
+    asks = f"{spec.nodes}x{(spec.devices_per_node or spec.cores) * spec.device_share:g} {kinds}"
     state = f"{job.state} (cancelling)" if job.cancel_requested and job.state not in FINAL_JOB_STATES else job.state
     progress = describe_progress(job.progress) if job.progress else ""
     if job.array and job.array.states:
@@ -181,13 +182,20 @@ def _describe(job: JobView) -> None:
             facts = [f"exit code {member.exit_code}"] if member.exit_code is not None else []
             facts += [str(fact) for fact in (member.reason, member.message) if fact]
             ended = f" ({', '.join(facts)})" if facts else ""
-            line(f"  {member.node}: {', '.join(member.devices)}: {member.state}{ended}")
+            line(f"  {member.node}: {', '.join(member.devices) or 'no device'}: {member.state}{ended}")
 
 
 def describe_request(spec: JobSpec) -> str:
     """Such as `2 nodes with 1 device each (h100), 1 rank and 1 core per node`."""
     kinds = " or ".join(spec.device_kinds) or "any kind"
-    words = f"{_count(spec.nodes, 'node')} with {_count(spec.devices_per_node, 'device')} each ({kinds}), "
+    if spec.device_share < 1:
+        kept = "" if spec.device_isolation == "none" else f", isolated by {spec.device_isolation}"
+        devices = f"{spec.device_share:g} of a device each ({kinds}{kept})"
+    elif spec.devices_per_node:
+        devices = f"{_count(spec.devices_per_node, 'device')} each ({kinds})"
+    else:
+        devices = "no device"
+    words = f"{_count(spec.nodes, 'node')} with {devices}, "
     words += f"{_count(spec.ranks, 'rank')} and {_count(spec.cores, 'core')} per node"
     if spec.memory_bytes_per_node:
         words += f", {show_size(spec.memory_bytes_per_node)} of memory per node"

@@ -78,6 +78,6 @@ def _say(node: NodeView, as_json: bool) -> None:
     line(f"{node.name}: {state_words(node)}")
     if node.closed_because is not None:
         note(node.closed_because)
-    jobs = sorted({device.job for device in node.devices if device.job})
+    jobs = sorted({holder.job for device in node.devices for holder in device.sharers})
     if node.cordoned and jobs:
         note(f"still there: {', '.join(jobs)}")

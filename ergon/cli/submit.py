@@ -26,6 +26,8 @@ OPTIONS = {
     "priority": "--priority",
     "nodes": "--nodes",
     "devices_per_node": "--devices-per-node",
+    "device_share": "--device-share",
+    "device_isolation": "--device-isolation",
     "device_kinds": "--kind",
     "ranks_per_node": "--ranks-per-node",
     "cpu_cores_per_node": "--cores",
@@ -62,7 +64,16 @@ def submit(
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for people; it need not be unique.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes the job needs at once; 1 unless told otherwise.")] = None,
-    devices_per_node: Annotated[int | None, typer.Option(help="Devices on each node; 1 unless told otherwise.")] = None,
+    devices_per_node: Annotated[
+        int | None, typer.Option(help="Devices on each node; 1 unless told otherwise, 0 for CPU cores and memory only.")
+    ] = None,
+    device_share: Annotated[
+        float | None, typer.Option(metavar="PART", help="Part of one device, such as 0.25; others may have the rest.")
+    ] = None,
+    device_isolation: Annotated[
+        str | None,
+        typer.Option(metavar="none|memory|hardware", help="What keeps apart those that share a device; none."),
+    ] = None,
     kind: Annotated[list[str] | None, typer.Option(help="Acceptable device kind; may repeat. Any by default.")] = None,
     ranks_per_node: Annotated[int | None, typer.Option(help="Processes on each node; one per device.")] = None,
     cores: Annotated[float | None, typer.Option(help="CPU cores on each node; one per device.")] = None,
@@ -156,6 +167,8 @@ def submit(
         "name": name,
         "nodes": nodes,
         "devices_per_node": devices_per_node,
+        "device_share": device_share,
+        "device_isolation": device_isolation,
         "device_kinds": kind or None,
         "ranks_per_node": ranks_per_node,
         "cpu_cores_per_node": cores,

@@ -75,6 +75,7 @@ def commit_gang(
                 millicores=shape.millicores,
                 memory_bytes=shape.memory_bytes,
                 device_ids=member.devices,
+                share=shape.share,
                 now=now,
             )
     except IntegrityError as error:

@@ -14,7 +14,7 @@ from scheduler.feasibility import total_room, why_impossible
 from scheduler.plan import Outcome, Verdict
 from scheduler.plan import Reason as PlanReason
 from scheduler.power import InstalledDevice, Inventory, active_w, default_wait_w, node_power
-from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, Problem, Shape
+from scheduler.problem import WHOLE_DEVICE, Device, Isolation, Job, Node, Problem, Shape
 from service.db import Record
 from service.store import attempts as attempt_store
 from service.store import jobs as job_store
@@ -133,7 +133,7 @@ def _nodes(tx: Connection, rows: Sequence[Record], now: datetime, quiet: Collect
         devices.setdefault(device.node_id, []).append(device)
     taken: dict[str, int] = {}
     for held in attempt_store.held_devices(tx):
-        taken[held.device_id] = taken.get(held.device_id, 0) + held.span.upper - held.span.lower
+        taken[held.device_id] = taken.get(held.device_id, 0) + int(held.thousandths)
     work: dict[str, list[Record]] = {}
     for member in attempt_store.held_work(tx):
         work.setdefault(member.node_id, []).append(member)
@@ -185,8 +185,11 @@ def _job(row: Record, nodes: Sequence[Node]) -> Job:
 
 
 def _shapes(spec: JobSpec, nodes: Sequence[Node]) -> tuple[Shape, ...]:
-    """One shape for each acceptable kind. A job that accepts any kind gets one for each kind there is."""
+    """One shape for each acceptable kind. A job that accepts any kind gets one for each kind there is; one that wants
+    no device gets one without a kind."""
     kinds = spec.device_kinds or sorted({device.kind for node in nodes for device in node.devices}) or ["cpu"]
+    if not spec.devices_per_node:
+        kinds = [""]
     return tuple(
         Shape(
             members=spec.nodes,
@@ -195,8 +198,10 @@ def _shapes(spec: JobSpec, nodes: Sequence[Node]) -> tuple[Shape, ...]:
             millicores=round(spec.cores * 1000),
             memory_bytes=spec.memory_bytes_per_node,
             run_s=run_estimate(spec),
-            active_w=active_w(kind),
+            active_w=active_w(kind) if kind else 0.0,
             in_container=spec.image is not None,
+            share=round(spec.device_share * WHOLE_DEVICE),
+            isolation=Isolation[spec.device_isolation.upper()],
         )
         for kind in dict.fromkeys(kinds)
     )

@@ -6,7 +6,7 @@ bills follow the same model as the planner's promises. Windows are half open, [s
 
 import statistics
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from protocol.reports import AllocationReport, NodeUsage, PlanSummary, Quality, UserUsage
 from scheduler.power import Holding, Inventory, Reading, price_stretch
+from scheduler.problem import WHOLE_DEVICE
 from service.auth import Person
 from service.cycle.problem import inventory_of
 from service.db import Record
@@ -114,11 +115,11 @@ def _price(
     """Add one stretch to the node's sum and to those of the users who hold it."""
     seconds = (finish - begin).total_seconds()
     present = {device.id for device in inventory.devices}
-    own = _each_device_once(held)
+    own = _no_more_than_whole(held)
     work = [
         Holding(
             holder=row.user_name,
-            devices=tuple(device for device in devices if device in present),
+            devices={device: share for device, share in devices.items() if device in present},
             millicores=row.millicores,
         )
         for row, devices in zip(held, own, strict=True)
@@ -130,20 +131,29 @@ def _price(
     for row, devices in zip(held, own, strict=True):
         user = users[row.user_name]
         user.jobs.add(row.job_id)
-        user.device_s += len(devices) * seconds
+        device_s = sum(devices.values()) / WHOLE_DEVICE * seconds
+        user.device_s += device_s
         user.qualities.add(bill.quality)
-        total.device_s += len(devices) * seconds
+        total.device_s += device_s
     for name, joules in bill.by_holder.items():
         users[name].energy_j += joules
 
 
-def _each_device_once(held: Sequence[Record]) -> list[list[str]]:
-    """The devices of each. After a clock stepped back, one may be granted anew before its release: the first counts."""
-    taken: set[str] = set()
-    own: list[list[str]] = []
+def _no_more_than_whole(held: Sequence[Record]) -> list[dict[str, int]]:
+    """Thousandths of each device that each holds.
+
+    After a clock stepped back, a device may be granted anew before its release: what goes beyond the whole of it is
+    not counted, the latest grant first.
+    """
+    left: defaultdict[str, int] = defaultdict(lambda: WHOLE_DEVICE)
+    own: list[dict[str, int]] = []
     for row in held:
-        own.append([device for device in row.device_ids if device not in taken])
-        taken.update(row.device_ids)
+        shares: Counter[str] = Counter()
+        for device, thousandths in zip(row.device_ids, row.thousandths, strict=True):
+            counted = min(int(thousandths), left[device])
+            left[device] -= counted
+            shares[device] += counted
+        own.append({device: share for device, share in shares.items() if share})
     return own
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, exists, func, insert, select, update
+from sqlalchemy import Connection, distinct, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import Range
 
 from protocol.states import AttemptState, Desired, EndReason
@@ -12,6 +12,9 @@ from service.models import allocations, attempts, devices, jobs, members, users
 
 DEVICE_SPAN = 1000
 """Thousandths of a device: the width of the range a whole device takes in `allocations.span`."""
+
+HELD = func.sum(func.upper(allocations.c.span) - func.lower(allocations.c.span))
+"""Thousandths of a device that a group of rows of `allocations` hold: a share may lie in several pieces."""
 
 
 def add_attempt(tx: Connection, *, attempt_id: str, job_id: str, epoch: int, term: int, now: datetime) -> None:
@@ -38,12 +41,13 @@ def add_member(
     millicores: int,
     memory_bytes: int,
     device_ids: Sequence[str],
+    share: int = DEVICE_SPAN,
     now: datetime,
 ) -> None:
-    """Grant a member its part of a node, whole devices.
+    """Grant a member its part of a node: `share` thousandths of each device.
 
     Raises:
-        sqlalchemy.exc.IntegrityError: one of the devices is held by somebody else.
+        sqlalchemy.exc.IntegrityError: not so much of one of the devices is free.
     """
     tx.execute(
         insert(members).values(
@@ -62,19 +66,29 @@ def add_member(
         )
     ).all()
     assert len(seqs) == len(device_ids), "the caller checks that the node offers these devices"
-    tx.execute(
-        insert(allocations),
-        [
-            {
-                "attempt_id": attempt_id,
-                "member": member,
-                "device_id": device_id,
-                "span": Range(seq * DEVICE_SPAN, (seq + 1) * DEVICE_SPAN),
-                "granted_at": now,
-            }
-            for device_id, seq in seqs
-        ],
-    )
+    held = [
+        {"attempt_id": attempt_id, "member": member, "device_id": device_id, "span": span, "granted_at": now}
+        for device_id, seq in seqs
+        for span in _free_spans(tx, device_id, seq * DEVICE_SPAN, share)
+    ]
+    if held:
+        tx.execute(insert(allocations), held)
+
+
+def _free_spans(tx: Connection, device_id: str, first: int, share: int) -> list[Range[int]]:
+    """Ranges of the device, `share` wide together, that nobody holds; the first ones. What is free may lie in pieces.
+
+    Where too little is free, a range that somebody holds, which the table then refuses.
+    """
+    query = select(allocations.c.span).where(allocations.c.device_id == device_id, allocations.c.released_at.is_(None))
+    end = first + DEVICE_SPAN
+    spans: list[Range[int]] = []
+    begin, lacking = first, share
+    for span in [*tx.execute(query.order_by(allocations.c.span)).scalars(), Range(end, end + 1)]:
+        if width := min(lacking, span.lower - begin):
+            spans.append(Range(begin, begin + width))
+        begin, lacking = span.upper, lacking - width
+    return [Range(first, end)] if lacking else spans
 
 
 def offered_devices(tx: Connection, node_id: str, device_ids: Sequence[str]) -> int:
@@ -172,22 +186,23 @@ def held_members(tx: Connection, node_id: str) -> Sequence[Record]:
 
 
 def devices_of_members(tx: Connection, node_id: str) -> Sequence[Record]:
-    """Devices held on this node: columns `attempt_id`, `id`, `kind`, `number`, `span`."""
+    """Devices held on this node: columns `attempt_id`, `id`, `kind`, `number`, `thousandths`."""
     query = (
-        select(allocations.c.attempt_id, devices.c.id, devices.c.kind, devices.c.number, allocations.c.span)
+        select(allocations.c.attempt_id, devices.c.id, devices.c.kind, devices.c.number, HELD.label("thousandths"))
         .join(devices, allocations.c.device_id == devices.c.id)
         .where(devices.c.node_id == node_id, allocations.c.released_at.is_(None))
+        .group_by(allocations.c.attempt_id, devices.c.id)
         .order_by(devices.c.number, devices.c.id)
     )
     return tx.execute(query).all()
 
 
 def held_devices(tx: Connection) -> Sequence[Record]:
-    """Every live hold: columns `device_id`, `span`, `attempt_id`, `job_id`, `user_id`, `state` of the member."""
+    """Every live hold, by device: columns `device_id`, `thousandths`, `attempt_id`, `job_id`, `user_id`, `state`."""
     query = (
         select(
             allocations.c.device_id,
-            allocations.c.span,
+            HELD.label("thousandths"),
             allocations.c.attempt_id,
             attempts.c.job_id,
             jobs.c.user_id,
@@ -200,6 +215,8 @@ def held_devices(tx: Connection) -> Sequence[Record]:
         )
         .join(jobs, attempts.c.job_id == jobs.c.id)
         .where(allocations.c.released_at.is_(None))
+        .group_by(allocations.c.device_id, allocations.c.attempt_id, attempts.c.job_id, jobs.c.user_id, members.c.state)
+        .order_by(allocations.c.device_id, func.min(allocations.c.id))
     )
     return tx.execute(query).all()
 
@@ -229,7 +246,7 @@ def list_attempts(tx: Connection, job_id: str) -> Sequence[Record]:
 def members_of_job(tx: Connection, job_id: str) -> Sequence[Record]:
     """Members of all attempts of a job, with the devices' ids (`device_ids`)."""
     device_ids = (
-        select(func.array_agg(allocations.c.device_id))
+        select(func.array_agg(distinct(allocations.c.device_id)))
         .where(allocations.c.attempt_id == members.c.attempt_id, allocations.c.member == members.c.member)
         .scalar_subquery()
     )

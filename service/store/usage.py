@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, func, or_, select
+from sqlalchemy import ColumnElement, Connection, func, or_, select, text
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from service.db import Record
 from service.models import allocations, attempts, jobs, members, node_sessions, samples, users
@@ -20,7 +22,8 @@ def sessions_between(tx: Connection, start: datetime, end: datetime) -> Sequence
 
 def holdings_between(tx: Connection, start: datetime, end: datetime) -> Sequence[Record]:
     """Members that held a node inside the window: columns `node_id`, `job_id`, `user_name`, `millicores`,
-    `granted_at`, `released_at` and `device_ids`."""
+    `granted_at`, `released_at`, `device_ids`, and `thousandths` held of each: a share that lies in pieces comes as
+    several."""
     query = (
         select(
             members.c.node_id,
@@ -29,12 +32,13 @@ def holdings_between(tx: Connection, start: datetime, end: datetime) -> Sequence
             members.c.millicores,
             members.c.granted_at,
             members.c.released_at,
-            func.array_agg(allocations.c.device_id).label("device_ids"),
+            _collected(allocations.c.device_id).label("device_ids"),
+            _collected(func.upper(allocations.c.span) - func.lower(allocations.c.span)).label("thousandths"),
         )
         .join(attempts, members.c.attempt_id == attempts.c.id)
         .join(jobs, attempts.c.job_id == jobs.c.id)
         .join(users, jobs.c.user_id == users.c.id)
-        .join(
+        .outerjoin(
             allocations,
             (allocations.c.attempt_id == members.c.attempt_id) & (allocations.c.member == members.c.member),
         )
@@ -46,6 +50,12 @@ def holdings_between(tx: Connection, start: datetime, end: datetime) -> Sequence
         .order_by(members.c.node_id, members.c.granted_at, members.c.attempt_id)
     )
     return tx.execute(query).all()
+
+
+def _collected(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The column's values over the allocations of a member, in the order of these; empty if it has none."""
+    values = func.array_agg(aggregate_order_by(column, allocations.c.id)).filter(allocations.c.id.is_not(None))
+    return func.coalesce(values, text("'{}'"))
 
 
 def samples_between(tx: Connection, start: datetime, end: datetime) -> Sequence[Record]:

@@ -111,7 +111,7 @@ def strips(
 
     Args:
         sessions: rows with `node_id`, `started_at`, `ended_at`.
-        holdings: rows with `node_id`, `user_name`, `device_ids`, `granted_at`, `released_at`.
+        holdings: rows with `node_id`, `user_name`, `thousandths` of each device, `granted_at`, `released_at`.
         capacity: node -> devices that make its full height.
         colours: user -> number of a colour.
     """
@@ -124,7 +124,7 @@ def strips(
     held: defaultdict[str, dict[str, list[float]]] = defaultdict(dict)
     for row in holdings:
         columns = held[row.node_id].setdefault(row.user_name, [0.0] * COLUMNS)
-        _add(columns, *_columns(row.granted_at, row.released_at or end, start, end), len(row.device_ids))
+        _add(columns, *_columns(row.granted_at, row.released_at or end, start, end), sum(row.thousandths) / 1000)
     return [
         Strip(node=node, on=tuple(on[node]), bars=tuple(_stack(held[node], max(1, capacity.get(node, 1)), colours)))
         for node in nodes
@@ -183,7 +183,7 @@ def _columns(begin: datetime, finish: datetime, start: datetime, end: datetime) 
     return max(0.0, (begin - start).total_seconds() * scale), min(COLUMNS, (finish - start).total_seconds() * scale)
 
 
-def _add(columns: list[float], first: float, last: float, devices: int) -> None:
+def _add(columns: list[float], first: float, last: float, devices: float) -> None:
     """Add devices to every column by the part of it that the stretch covers."""
     for column in range(math.floor(first), math.ceil(last)):
         columns[column] += devices * (min(last, column + 1) - max(first, column))

@@ -124,7 +124,7 @@ def test_cpu_draw_rises_steeply_first_and_never_falls() -> None:
 
 
 def test_base_of_a_cpu_node_is_its_threads_and_memory() -> None:
-    inventory = Inventory(cpu_threads=64, memory_bytes=100 * 10**9, devices=())
+    inventory = Inventory(cpu_threads=64, memory_bytes=100 * 10**9, devices={})
     power = node_power(inventory, boot_s=100.0)
     assert power.base_w == pytest.approx(64 * 0.5 + 100 * 0.392)
     assert power == NodePower(base_w=power.base_w, off_w=15.0, boot_s=100.0, boot_j=1.2 * power.base_w * 100.0)
@@ -138,7 +138,7 @@ def test_base_of_a_gpu_node_is_its_chassis_and_idle_gpus() -> None:
 
 
 def test_off_never_draws_more_than_on() -> None:
-    power = node_power(Inventory(cpu_threads=1, memory_bytes=0, devices=()))
+    power = node_power(Inventory(cpu_threads=1, memory_bytes=0, devices={}))
     assert power.off_w == power.base_w == 0.5
 
 
@@ -159,7 +159,7 @@ def test_energy_of_a_gpu_node_is_split_between_holders_and_idle() -> None:
     bill = price_stretch(
         gpu_node("h100", 2),
         Reading(seconds=100.0, busy_cores=5.0, device_energy_j={"g0": 40_000.0}),
-        [Holding(holder="j1", devices=("g0",), millicores=5000)],
+        [Holding(holder="j1", devices={"g0": 1000}, millicores=5000)],
     )
     assert bill.by_holder == {"j1": pytest.approx(40_000 + 12_500 + 35 * 0.75 * 100)}
     assert bill.idle_j == pytest.approx(12_500 + 7_180)
@@ -170,7 +170,7 @@ def test_energy_of_a_gpu_node_is_split_between_holders_and_idle() -> None:
 def test_what_nobody_measures_is_modelled_as_the_planner_promised() -> None:
     # A full node for 10 s, each GPU busy: base plus 8 times the active draw, exactly what a plan charges.
     inventory = gpu_node("a100", 8)
-    held = Holding(holder="j1", devices=tuple(f"g{number}" for number in range(8)), millicores=0)
+    held = Holding(holder="j1", devices={f"g{number}": 1000 for number in range(8)}, millicores=0)
     bill = price_stretch(inventory, Reading(seconds=10.0), [held])
     promised_w = node_power(inventory).base_w + 8 * active_w("a100")
     assert bill.by_holder == {"j1": pytest.approx(10.0 * promised_w)}
@@ -180,7 +180,7 @@ def test_what_nobody_measures_is_modelled_as_the_planner_promised() -> None:
 def test_utilisation_sets_the_modelled_draw_of_a_held_device() -> None:
     # T4: 8 W bare, 21 W context, 52.5 W training; 40 W of chassis.
     reading = Reading(seconds=1.0, utilisation={"g0": 0.5})
-    held = Holding(holder="j1", devices=("g0",), millicores=0)
+    held = Holding(holder="j1", devices={"g0": 1000}, millicores=0)
     assert price_stretch(gpu_node("t4", 1), reading, [held]).by_holder == {
         "j1": pytest.approx(40 + 21 + 0.5 * (52.5 - 21))
     }
@@ -189,8 +189,8 @@ def test_utilisation_sets_the_modelled_draw_of_a_held_device() -> None:
 def test_a_cpu_node_is_shared_over_slots_and_busy_cores() -> None:
     # 4 slots of 4 threads for 10 s: 2 W base, 0.5 W a slot; 3 threads busy: 14 W * (1.5 - 0.5625), by cores 2 to 1.
     holdings = [
-        Holding(holder="j1", devices=("c0", "c1"), millicores=2000),
-        Holding(holder="j2", devices=("c2",), millicores=1000),
+        Holding(holder="j1", devices={"c0": 1000, "c1": 1000}, millicores=2000),
+        Holding(holder="j2", devices={"c2": 1000}, millicores=1000),
     ]
     bill = price_stretch(cpu_node(), Reading(seconds=10.0, busy_cores=3.0), holdings)
     cpu_j = 14.0 * 0.9375 * 10.0
@@ -203,14 +203,17 @@ def test_a_cpu_node_is_shared_over_slots_and_busy_cores() -> None:
 
 def test_a_counted_cpu_replaces_the_model_of_it() -> None:
     # 100 J counted over 10 s, of which 4 threads * 0.5 W * 10 s = 20 J are idle draw that the base has already.
-    held = Holding(holder="j1", devices=(), millicores=4000)
+    held = Holding(holder="j1", devices={}, millicores=4000)
     bill = price_stretch(cpu_node(), Reading(seconds=10.0, cpu_energy_j=100.0, busy_cores=4.0), [held])
     assert bill.by_holder == {"j1": pytest.approx(80.0)}
     assert bill.idle_j == pytest.approx(20.0)
 
 
 def test_two_holdings_of_one_holder_add_up() -> None:
-    holdings = [Holding(holder="u", devices=("c0",), millicores=0), Holding(holder="u", devices=("c1",), millicores=0)]
+    holdings = [
+        Holding(holder="u", devices={"c0": 1000}, millicores=0),
+        Holding(holder="u", devices={"c1": 1000}, millicores=0),
+    ]
     bill = price_stretch(cpu_node(), Reading(seconds=10.0), holdings)
     assert bill.by_holder == {"u": pytest.approx(2 * 0.5 * 10)}
 
@@ -223,7 +226,7 @@ def test_an_idle_node_is_all_idle() -> None:
 
 def test_nothing_is_lost_when_a_stretch_is_cut_in_two() -> None:
     inventory = gpu_node("h100", 2)
-    held = [Holding(holder="j1", devices=("g1",), millicores=1000)]
+    held = [Holding(holder="j1", devices={"g1": 1000}, millicores=1000)]
 
     def bill(seconds: float) -> tuple[float, float, float]:
         reading = Reading(seconds=seconds, busy_cores=2.0, device_energy_j={"g1": 300.0 * seconds})
@@ -236,10 +239,10 @@ def test_nothing_is_lost_when_a_stretch_is_cut_in_two() -> None:
 @pytest.mark.parametrize(
     ("holdings", "complaint"),
     [
-        ([Holding(holder="j1", devices=("g9",), millicores=0)], "names device g9, which the node does not have"),
+        ([Holding(holder="j1", devices={"g9": 1000}, millicores=0)], "names device g9, which the node does not have"),
         (
-            [Holding(holder=name, devices=("g0",), millicores=0) for name in ("j1", "j2")],
-            "device g0 is held by j1 and by j2 at once",
+            [Holding(holder=name, devices={"g0": 1000}, millicores=0) for name in ("j1", "j2")],
+            "j1, j2 hold more than the whole of device g0 at once",
         ),
     ],
 )

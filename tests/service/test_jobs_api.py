@@ -69,7 +69,7 @@ REFUSED_SPECS: list[tuple[dict[str, Any], str, str]] = [
     (TRUE | {"nodes": "two"}, "nodes", "valid integer"),
     (TRUE | {"nodes": None}, "nodes", "valid integer"),
     (TRUE | {"nodes": 10**400}, "nodes", "less than or equal to 100000"),
-    (TRUE | {"devices_per_node": 0}, "devices_per_node", "greater than or equal to 1"),
+    (TRUE | {"devices_per_node": -1}, "devices_per_node", "greater than or equal to 0"),
     (TRUE | {"devices_per_node": 1_025}, "devices_per_node", "less than or equal to 1024"),
     (TRUE | {"device_kinds": ["GPU!"]}, "device_kinds.0", "use small letters"),
     (TRUE | {"ranks_per_node": 0}, "ranks_per_node", "greater than or equal to 1"),

@@ -18,7 +18,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 
 Session = namedtuple("Session", "node_id started_at ended_at")
-Holding = namedtuple("Holding", "node_id user_name device_ids granted_at released_at")
+Holding = namedtuple("Holding", "node_id user_name thousandths granted_at released_at")
 Point = namedtuple("Point", "name step value")
 Chunk = namedtuple("Chunk", "stream data whole", defaults=[True])
 
@@ -198,7 +198,7 @@ def test_the_area_of_a_users_bars_is_the_device_hours_held(
 ) -> None:
     start, end = NOW, NOW + 24 * HOUR
     rows = [
-        Holding(node, user, ["d"] * devices, NOW + timedelta(minutes=first), NOW + timedelta(minutes=last))
+        Holding(node, user, [1000] * devices, NOW + timedelta(minutes=first), NOW + timedelta(minutes=last))
         for node, user, devices, first, last in drawn
         if first < last and first < 24 * 60 and last > 0
     ]
@@ -209,7 +209,7 @@ def test_the_area_of_a_users_bars_is_the_device_hours_held(
         for user in colours:
             area = sum(48 * bar.height * bar.width * column_h for bar in strip.bars if bar.user == user)
             held = sum(
-                len(row.device_ids) * (min(end, row.released_at) - max(start, row.granted_at)) / HOUR
+                len(row.thousandths) * (min(end, row.released_at) - max(start, row.granted_at)) / HOUR
                 for row in rows
                 if (row.node_id, row.user_name) == (strip.node, user)
             )
