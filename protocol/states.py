@@ -36,6 +36,7 @@ class EndReason(StrEnum):
     TIME_LIMIT = "time_limit"  # it ran past the job's time limit
     STALLED = "stalled"  # its ranks lived and did nothing: silent for too long, or stopped by a signal
     DISK_QUOTA = "disk_quota"  # a member wrote more to its node's disk than it may
+    OUT_OF_MEMORY = "out_of_memory"  # the kernel killed a process of a member for want of memory
     CANCELLED = "cancelled"  # the user or an administrator asked for it
     START_FAILED = "start_failed"  # the command could not be started at all
     PEER_ENDED = "peer_ended"  # another member of the gang ended first and badly

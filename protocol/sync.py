@@ -52,6 +52,9 @@ class RegisterResponse(View):
     checkpoints: bool = Field(
         default=False, description="Whether reports may carry `checkpoint`: a first service did not know it."
     )
+    knows_out_of_memory: bool = Field(
+        default=False, description="Whether a member may end as `out_of_memory`: a first service did not know it."
+    )
     stores_checkpoints: bool = Field(
         default=False, description="Whether it keeps the checkpoints of nodes that share no folder."
     )

@@ -30,7 +30,7 @@ ERGON_MAX_ATTEMPTS attempts so, and fails then. It does not stay in `held`: whoe
 and `ergon resubmit` begins anew.
 """
 
-OWN_FAULTS = frozenset({EndReason.FAILED, EndReason.START_FAILED, EndReason.PEER_ENDED})
+OWN_FAULTS = frozenset({EndReason.FAILED, EndReason.OUT_OF_MEMORY, EndReason.START_FAILED, EndReason.PEER_ENDED})
 """Ends that the job brought about: it goes back to the queue as often as its `max_retries` says. One that ran into its
 time limit or its limit on the disk would do so again.
 """
@@ -47,6 +47,7 @@ SENTENCES: dict[EndReason, str] = {
     EndReason.FAILED: "a rank failed",
     EndReason.TIME_LIMIT: "it ran past its time limit",
     EndReason.DISK_QUOTA: "it wrote more to the disk than it may",
+    EndReason.OUT_OF_MEMORY: "it ran out of memory",
     EndReason.CANCELLED: "it was cancelled",
     EndReason.START_FAILED: "the program could not be started",
     EndReason.PEER_ENDED: "another member of the gang ended first",

@@ -81,6 +81,7 @@ def register(
         numbered_reports=True,
         checkpoints=True,
         stores_checkpoints=True,
+        knows_out_of_memory=True,
     )
 
 

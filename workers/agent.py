@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from protocol.nodes import NodeReport
+from protocol.states import EndReason
 from protocol.sync import Assignment, MemberReport, RegisterResponse, StreamChunk, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
 from workers.bell import Bell
@@ -199,6 +200,7 @@ class Agent:
         self._numbered = registration.numbered_reports
         self._tells_checkpoints = registration.checkpoints
         self._stores_checkpoints = registration.stores_checkpoints
+        self._tells_out_of_memory = registration.knows_out_of_memory
         self._doorbell.begin(registration.incarnation)
         return True
 
@@ -292,7 +294,10 @@ class Agent:
             return run
         unsaved = self._checkpoints.note(run.attempt) if self._checkpoints else ""
         message = "; ".join(part for part in (end.message, note, unsaved) if part)[:MAX_MESSAGE]
-        return replace(run, shipped=True, exit=replace(end, message=message))
+        reason = end.reason
+        if reason == EndReason.OUT_OF_MEMORY and not self._tells_out_of_memory:
+            reason = EndReason.FAILED
+        return replace(run, shipped=True, exit=replace(end, reason=reason, message=message))
 
     def _perform(self, action: Action) -> None:
         match action:

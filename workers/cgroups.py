@@ -2,7 +2,7 @@
 
 A process can leave its session, lose its parent and clear its environment; its control group it cannot leave, unless it
 is root and means to. Two kinds will do: the unified hierarchy (v2), which kills a group at once from Linux 5.14 on, and
-the freezer of v1. Nothing here limits what a group may use.
+the freezer of v1. What a member may use is limited in `limits.py`.
 
     OWN/ergon-FOLDER/ATTEMPT    OWN is the agent's own group, FOLDER the device and inode number of its state folder
 """
@@ -149,19 +149,19 @@ def find_groups(state_folder: str) -> Groups:
     raise NoGroups(why)
 
 
-def own_group(*, unified: bool) -> str | None:
+def own_group(*, unified: bool, controller: str = "freezer") -> str | None:
     """The folder of this process's own group, from `/proc/self/cgroup` and `/proc/self/mountinfo` (proc(5))."""
     group = None
     for line in _read("/proc/self/cgroup").splitlines():
         _number, controllers, path = line.split(":", 2)
-        if not controllers if unified else "freezer" in controllers.split(","):
+        if not controllers if unified else controller in controllers.split(","):
             group = path.rstrip("/")
     for line in _read("/proc/self/mountinfo").splitlines():
         before, _dash, after = line.partition(" - ")
         file_system, _source, options = after.split(" ", 2)
         root, folder = before.split()[3:5]
         root = root.rstrip("/")
-        fits = file_system == "cgroup2" if unified else file_system == "cgroup" and "freezer" in options.split(",")
+        fits = file_system == "cgroup2" if unified else file_system == "cgroup" and controller in options.split(",")
         if group is not None and fits and f"{group}/".startswith(f"{root}/"):
             return folder + group[len(root) :]
     return None

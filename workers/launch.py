@@ -83,7 +83,16 @@ def launch_record(
         "stall_timeout_s": assignment.stall_timeout_s,
         "cap_bytes": STREAM_CAP_BYTES,
         "disk": disk_limit(assignment.disk_bytes, disk_bytes),
+        "memory_bytes": 0 if container else assignment.memory_bytes,  # the runtime limits containers
+        "memory_message": memory_message(assignment.memory_bytes),
     }
+
+
+def memory_message(memory_bytes: int) -> str:
+    """What to say of a member that the kernel found no memory for. 0: it asked for none."""
+    if memory_bytes:
+        return f"it may use {show_bytes(memory_bytes)}; submit it with more `memory_bytes_per_node` (--memory)"
+    return "its node had no more memory; submit it with `memory_bytes_per_node` (--memory), so that it is kept free"
 
 
 def checkpoint_record(assignment: Assignment, *, folder: Path, shared: Path | None, stores: bool) -> dict | None:

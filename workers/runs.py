@@ -21,6 +21,7 @@ from workers import containers, files, procfs
 from workers.cgroups import Group, Groups
 from workers.journal import Journal
 from workers.launch import kept_environment
+from workers.limits import Limits, limit_folders
 from workers.reconcile import Exit, Phase, Run, Stop
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class Runs:
             "lease": str(self._journal.lease),
             "boot_id": self._boot_id,
             "group": self._groups.group(attempt).path if self._groups else None,
+            "limits": limit_folders(attempt),
         }
         self._journal.create(attempt, launch)
         held = _Held(folder=folder, launch=launch)
@@ -206,6 +208,7 @@ class Runs:
             time.sleep(0.01)
         for group in groups:
             group.remove()
+        Limits(limit_folders(attempt), 0).remove()
         return self._remove_containers(attempt)
 
     def _remove_containers(self, attempt: str) -> bool:

@@ -26,6 +26,7 @@ import time
 
 from workers import files, procfs, stalls
 from workers.cgroups import Group
+from workers.limits import Limits
 from workers.usage import Usage
 
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
@@ -165,6 +166,7 @@ class Supervisor:
         self.ending: Ending | None = None
         self.cut: list[str] = []  # streams that lost something on a full disk
         self.group: Group | None = None  # everything it starts is in there
+        self.limits = Limits(launch.get("limits", {}), launch.get("memory_bytes", 0))  # a record of before has none
         self.stopped: dict[int, float] = {}  # pid of a rank that a signal keeps from running -> since when
         self.silence: stalls.Silence | None = None  # of jobs that say how long is too long
         self.quiet = False
@@ -189,6 +191,7 @@ class Supervisor:
         """Start the ranks, wait for their end or a reason to end them, leave nothing behind, write the exit record."""
         self.stop_asked = self.stop_asked or os.path.exists(self._path("stop.json"))
         self._make_group()
+        self.limits.make()
         if self.launch.get("prepare"):  # a record of before has none
             self._prepare()
         self._start_ranks()
@@ -208,6 +211,7 @@ class Supervisor:
         if not clean:
             self._leave_nothing(float("inf"), LATER_ROUND_S)
             self._write_exit(clean=True)
+        self.limits.remove()
         if self.group:
             self.group.remove()
 
@@ -228,9 +232,11 @@ class Supervisor:
         else:
             self.group = group
 
+    @contextlib.contextmanager
     def _inside_group(self):
         """What is started meanwhile starts in the control group. This process does not stay: it would kill itself."""
-        return self.group.inside() if self.group else contextlib.nullcontext()
+        with self.limits.inside(), self.group.inside() if self.group else contextlib.nullcontext():
+            yield
 
     def _prepare(self) -> None:
         """Let `prepare.py` do its work, and take over what it found out."""
@@ -353,7 +359,10 @@ class Supervisor:
             told = describe_end(self.failed, code)
             if self.launch.get("container") and code in RUNTIME_CODES:
                 told += "; so ends a container whose program could not be started, too: its standard error tells more"
-            self._end("failed", told, grace_s, code)
+            if self.limits.was_memory_short():
+                self._end("out_of_memory", f"{told}; {self.launch['memory_message']}", grace_s, code)
+            else:
+                self._end("failed", told, grace_s, code)
         elif self.codes and not self.ranks:
             self._end("completed", "", grace_s, 0)
         elif self.stop_asked:

@@ -119,6 +119,7 @@ def test_the_rendezvous_that_member_0_chose_reaches_all_and_stays(cluster: Clust
         (R.FAILED, -9, None, "failed", "a rank failed"),
         (R.TIME_LIMIT, -15, None, "failed", "it ran past its time limit"),
         (R.DISK_QUOTA, -9, "2 GiB", "failed", "it wrote more to the disk than it may: 2 GiB"),
+        (R.OUT_OF_MEMORY, -9, "1 GiB", "failed", "it ran out of memory: 1 GiB"),
         (R.START_FAILED, None, "no such file: nope", "failed", "the program could not be started: no such file: nope"),
     ],
 )

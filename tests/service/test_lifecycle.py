@@ -173,7 +173,7 @@ def test_being_stopped_because_of_a_peer_is_the_last_cause_to_be_named(
 
 
 AGAIN = {R.FENCED, R.NODE_LOST, R.UNKNOWN_START, R.STALLED}
-OWN = {R.FAILED, R.START_FAILED, R.PEER_ENDED}
+OWN = {R.FAILED, R.OUT_OF_MEMORY, R.START_FAILED, R.PEER_ENDED}
 
 
 def after(reason: EndReason, *, losses: int = 0, faults: int = 0, max_retries: int = 0, cancelled: bool = False) -> str:
