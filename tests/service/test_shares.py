@@ -1,5 +1,8 @@
 """Jobs that share a device, and jobs without one: from the request to the grant, the pages and the bill."""
 
+import json
+import subprocess
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -173,3 +176,24 @@ def test_sharers_divide_the_bill_by_their_shares(one_device: Cluster) -> None:
     assert found.idle_energy_kwh is not None
     assert found.idle_energy_kwh + sum(user.energy_kwh for user in found.users) == pytest.approx(found.total_energy_kwh)
     assert found.nodes[0].idle_device_hours == pytest.approx(0.2)
+
+
+def test_a_recorded_cycle_with_shares_is_solved_again_from_outside(
+    client: TestClient, cluster: Cluster, as_root: dict[str, str]
+) -> None:
+    for name in ("n1", "n2"):
+        cluster.join(name)
+    asked: list[dict[str, Any]] = [{"device_share": 0.3}, {"device_share": 0.7}, {"devices_per_node": 0}]
+    for spec in [*asked, {"devices_per_node": 2}]:
+        cluster.submit(**spec, cpu_cores_per_node=0.3)
+    new_cycle(cluster).step(woken=True)
+    (number,) = (item["id"] for item in client.get("/v1/cycles", headers=as_root).json()["items"])
+    recorded = client.get(f"/v1/cycles/{number}", headers=as_root).json()
+    command = [sys.executable, "-m", "bench.again"]
+    again = subprocess.run(command, input=json.dumps(recorded), capture_output=True, text=True, check=False)
+    assert again.stdout.startswith("2 nodes, 4 jobs, 4 placed by packed, ")
+    assert again.stdout.endswith(": the same plan\n")
+    assert again.returncode == 0
+    recorded["plan"]["placements"].pop()
+    other = subprocess.run(command, input=json.dumps(recorded), capture_output=True, text=True, check=False)
+    assert (other.returncode, "ANOTHER PLAN" in other.stdout) == (1, True)
