@@ -25,6 +25,7 @@ from service.refusals import Unauthorised
 from service.store import cycles as cycle_store
 from tests.service.cluster import Cluster
 from tests.service.test_archives import CODE, upload
+from tests.service.test_stored_checkpoints import Node
 
 SEED = int(os.environ.get("ERGON_FUZZ_SEED", "1"))
 EXAMPLES = int(os.environ.get("ERGON_FUZZ_EXAMPLES", "0"))
@@ -43,6 +44,8 @@ REFUSES_VALID = {
     "GET /v1/reports/allocation": "the window must lie in the past, and within a year",
     "PUT /v1/archives/{sha256}": "the digest must be that of the body",
     "PUT /v1/agent/attempts/{attempt}/outputs/{member}": "the digest must be that of the body",
+    "PUT /v1/agent/attempts/{attempt}/checkpoints/{step}/ranks/{rank}": "the rank must be the member's, of a gang of "
+    "that size",
     "POST /v1/agent/join": "the number of the protocol must be the service's",
     "POST /v1/agent/register": "the same, and no device may be listed twice",
     "POST /v1/agent/sync": "the same, and a member that has ended needs a reason",
@@ -56,6 +59,7 @@ NOT_REACHED = {
     "POST /v1/agent/join": "a join token is made for each request, and the protocol's number is hardly ever guessed",
     "POST /v1/agent/register": "the protocol's number is hardly ever guessed",
     "POST /v1/agent/sync": "the same",
+    "PUT /v1/agent/attempts/{attempt}/checkpoints/{step}/ranks/{rank}": "so is the size of the gang",
 }
 """Operations that the short round need not bring to answer with success."""
 
@@ -143,6 +147,7 @@ def fill(cluster: Cluster, client: TestClient) -> Known:
     cluster.end("n1", cluster.place(ended, "n1"))
     chunk = {"attempt": attempt.id, "rank": 0, "stream": "stdout", "offset": 0, "data": "aGVsbG8="}
     cluster.sync("n1", chunks=[chunk])
+    Node(client, cluster, "n1").store(attempt, 2, {"weights": CODE})
     with cluster.engine.begin() as tx:
         cycle = cycle_store.add_cycle(tx, **CYCLE, term=cluster.lead(), at=cluster.now)
     assert array is not None
@@ -155,6 +160,9 @@ def fill(cluster: Cluster, client: TestClient) -> Known:
             "query.sha256": [digest],
             "path.attempt": [attempt.id],
             "path.member": [0],
+            "path.rank": [0],
+            "path.epoch": [attempt.epoch],
+            "path.step": [2],
         },
         "POST /v1/jobs/{job_id}/resubmit": {"path.job_id": [ended]},
         "POST /v1/nodes/{name}/confirm-down": {"path.name": ["n2"]},  # the other node is heard
