@@ -25,7 +25,7 @@ from service import auth, migrate, retention
 from service.backups.make import BackupFailed, make
 from service.backups.restore import check_complete, restore
 from service.blobs import open_blobs
-from service.db import Listener, connect
+from service.db import Clock, Listener, connect
 from service.ids import new_id
 from service.postgres import EmbeddedPostgres, PostgresError, url_of
 from service.refusals import Refusal
@@ -138,12 +138,13 @@ def _cycle(settings: Settings, _: argparse.Namespace) -> int:
     url = _checked_url(settings)
     stopped, wake = _stop_on_signals(), threading.Event()
     engine, solver = connect(url, pool_size=4), SolverProcess()
+    now = Clock(engine)
     cycle = Cycle(
         engine,
         settings,
         holder=f"{socket.gethostname()}:{os.getpid()}",
         solve=solver.solve,
-        now=lambda: datetime.now(UTC),
+        now=now,
         clock_s=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
         new_id=new_id,
     )
@@ -156,7 +157,7 @@ def _cycle(settings: Settings, _: argparse.Namespace) -> int:
         solver,
         wake,
         stopped,
-        sweep=lambda: retention.sweep(engine, settings, blobs, now=datetime.now(UTC)),
+        sweep=lambda: retention.sweep(engine, settings, blobs, now=now()),
     )
     listener.stop()
     engine.dispose()
@@ -168,8 +169,10 @@ def _token(settings: Settings, options: argparse.Namespace) -> int:
         name = TypeAdapter(Name).validate_python(options.name)
     except ValidationError as error:
         raise SettingsError(f"the name {options.name!r} cannot be used: {in_words(error.errors()[0])}") from error
-    engine, now = connect(_checked_url(settings), pool_size=1), datetime.now(UTC)
+    engine = connect(_checked_url(settings), pool_size=1)
+    clock = Clock(engine)
     with engine.begin() as tx:
+        now = clock()
         if options.kind == "node":
             token = auth.make_node_token(tx, name=name, now=now)
         else:

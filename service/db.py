@@ -1,12 +1,16 @@
-"""Connections to PostgreSQL: one engine per process, short transactions, and the notifications between processes."""
+"""Connections to PostgreSQL: one engine per process, short transactions, notifications between processes, one clock."""
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, Row, create_engine, text
+from sqlalchemy import Connection, Engine, Row, create_engine, event, text
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
 
 CHANNEL = "ergon"
 """The one channel of notifications. Payloads are `cycle`, `node:<id>` and `job:<id>`: where to look again."""
@@ -17,6 +21,8 @@ Record = Row[*tuple[Any, ...]]
 STATEMENT_TIMEOUT_MS = 15_000
 LOCK_TIMEOUT_MS = 5_000
 CONNECT_TIMEOUT_S = 5
+RENEW_S = 1800
+"""Connections older than this, in s, are made anew: a database whose name or clock has been set is followed."""
 
 VANISHED: dict[str, Any] = {
     "keepalives_idle": 5,
@@ -36,6 +42,7 @@ def connect(url: str, *, pool_size: int = 10) -> Engine:
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_S,
         pool_pre_ping=True,
+        pool_recycle=RENEW_S,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "ergon",
@@ -55,6 +62,33 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 def notify(tx: Connection, payload: str) -> None:
     """Tell every process that something changed, when and only when this transaction commits."""
     tx.execute(text("SELECT pg_notify(:channel, :payload)"), {"channel": CHANNEL, "payload": payload})
+
+
+class Clock:
+    """One wall clock for all processes of the service: the database's.
+
+    It shows what that showed when the last new connection was made, and the time that has passed here since.
+    Processes of the service run on several machines, whose own clocks differ, and jump when somebody sets them: times
+    that one writes and another compares must not come from them. Until the first connection there is nothing better
+    than the own clock. Connections are renewed (`RENEW_S`), so a database whose clock is set is followed.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._at_boot_s: float | None = None
+        event.listen(engine, "connect", self._measure)
+
+    def __call__(self) -> datetime:
+        if self._at_boot_s is None:
+            return datetime.now(UTC)
+        return datetime.fromtimestamp(self._at_boot_s + _since_boot_s(), UTC)
+
+    def _measure(self, connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+        ((shown_s,),) = cursor.fetchall()
+        self._at_boot_s = shown_s - _since_boot_s()
+        cursor.close()
+        connection.rollback()
 
 
 class Listener:
@@ -97,3 +131,7 @@ class Listener:
 
 def _with_driver(url: str) -> str:
     return "postgresql+psycopg://" + url.split("://", 1)[1]
+
+
+def _since_boot_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -4,7 +4,6 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable
-from datetime import UTC, datetime
 from ipaddress import ip_address
 from types import FrameType
 
@@ -13,7 +12,7 @@ import uvicorn
 from service.api.app import create_app
 from service.api.deps import Parts
 from service.api.hub import Hub
-from service.db import Listener, connect
+from service.db import Clock, Listener, connect
 from service.ids import new_id
 from service.settings import Settings, SettingsError
 
@@ -82,11 +81,12 @@ def serve(settings: Settings, url: str, listening: socket.socket, *, ready: Call
         ready: called with the address once requests are taken.
     """
     hub = Hub()
+    engine = connect(url, pool_size=20)
     parts = Parts(
-        engine=connect(url, pool_size=20),
+        engine=engine,
         settings=settings,
         hub=hub,
-        now=lambda: datetime.now(UTC),
+        now=Clock(engine),
         new_id=new_id,
     )
     host, port = listening.getsockname()[:2]

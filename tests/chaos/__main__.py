@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.db import connect
+from tests.chaos import clocks
 from tests.chaos.cluster import LEASE_S, Cluster, cluster, token
 from tests.chaos.history import History
 from tests.chaos.judge import Watcher, judge
@@ -41,6 +42,9 @@ def main() -> int:
         return tell(options.judge)
     if os.geteuid() != 0 or shutil.which("ip") is None:
         print("chaos: needs root and the command `ip` (package iproute2)", file=sys.stderr)
+        return 2
+    if clocks.LIBRARY is None:
+        print("chaos: needs libfaketime, for clocks that jump (package libfaketime)", file=sys.stderr)
         return 2
     folder = Path(tempfile.mkdtemp(prefix="ergon-chaos-"))
     folder.chmod(0o711)

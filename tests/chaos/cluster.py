@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from service.postgres import url_of
+from tests.chaos.clocks import set_clock, with_clock
 from tests.chaos.forwarder import Forwarder
 from tests.netns import Bridge, run
 
@@ -119,6 +120,10 @@ class Cluster:
     def state_of(self, node: int) -> Path:
         return self.folder / f"node-{node + 1}"
 
+    def jump(self, name: str, seconds: float) -> None:
+        """Set a process's wall clock, and its children's: so far from the true time, of which 0 is the end."""
+        set_clock(self.folder / f"{name}.clock", seconds)
+
     def everything(self) -> list[Process]:
         return [*self.agents, *self.cycles, *self.apis, self.database]
 
@@ -137,9 +142,11 @@ def cluster(folder: Path, bridge: Bridge, nodes: int) -> Iterator[Cluster]:
         "ERGON_STOP_GRACE_S": "1",
         "ERGON_MAX_ATTEMPTS": "1000",
     }
-    names = ("database", "api", "api", "cycle", "cycle")
+    kinds = ("database", "api", "api", "cycle", "cycle")
     made = [
-        Process(f"{name}-{number}", _python("service", name), environment, folder) for number, name in enumerate(names)
+        Process(name, _python("service", kind), environment | with_clock(folder / f"{name}.clock"), folder)
+        for number, kind in enumerate(kinds)
+        for name in [f"{kind}-{number}"]
     ]
     running: list[Process] = made
     try:
@@ -216,7 +223,7 @@ def _agent(
         ),
     ]
     own = {name: value for name, value in environment.items() if not name.startswith("ERGON_")}
-    return Process(name, command, own, whole.folder)
+    return Process(name, command, own | with_clock(whole.folder / f"{name}.clock"), whole.folder)
 
 
 def _namespace(pid: int) -> int | None:

@@ -20,6 +20,9 @@ PAUSE_S = 2.2
 LONGEST_S = 9.0
 """Longer than a node may run on without an answer: 0.65 of the lease."""
 
+JUMP_S = 7200.0
+"""How far a clock jumps, forwards or backwards."""
+
 Undo = Callable[[], None]
 Fault = Callable[[], Undo]
 
@@ -203,6 +206,11 @@ def fill_disk(cluster: Cluster, node: str, _: random.Random) -> Undo | None:
     return ballast.unlink
 
 
+def jump_clock(cluster: Cluster, name: str, chance: random.Random) -> Undo | None:
+    cluster.jump(name, chance.choice([-JUMP_S, JUMP_S]))
+    return lambda: cluster.jump(name, 0.0)
+
+
 def _fill(path: Path) -> None:
     with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
         while file.write(b"\0" * 65_536):
@@ -222,6 +230,10 @@ FAULTS: dict[str, tuple[Callable[[Cluster], Iterator[str]], Callable[[Cluster, s
     "kill-postgres": (lambda cluster: iter([cluster.database.name]), kill_postgres),
     "freeze-postgres": (lambda cluster: iter([cluster.database.name]), freeze_postgres),
     "drop-answers": (lambda _: iter(["forwarder"]), drop_answers),
+    "jump-clock": (
+        lambda cluster: (one.name for one in cluster.everything() if one is not cluster.database),
+        jump_clock,
+    ),
     "kill-agent": (_nodes, kill),
     "freeze-agent": (_nodes, stop),
     "kill-supervisor": (_nodes, kill_supervisor),
