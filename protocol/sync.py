@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from protocol.base import Count, Index, Message, Seconds, Text, View
+from protocol.base import Count, Index, Message, Name, Seconds, Text, View
 from protocol.jobs import CheckpointMark, Recipe
 from protocol.nodes import MAX_REASON, DeviceId, NodeReport, PowerSample
 from protocol.states import AttemptState, Desired, EndReason
@@ -57,6 +57,9 @@ class RegisterResponse(View):
     )
     stores_checkpoints: bool = Field(
         default=False, description="Whether it keeps the checkpoints of nodes that share no folder."
+    )
+    state_folders: bool = Field(
+        default=False, description="Whether reports may carry `state_folder`: a first service did not know it."
     )
 
 
@@ -115,6 +118,11 @@ class SyncRequest(Message):
         default=None,
         description="Number of this report, rising with each within an incarnation; one that arrives after a later one "
         "is refused. Absent from a call that reports nothing.",
+    )
+    state_folder: Name | None = Field(
+        default=None,
+        description="Which memory the agent has: a name made up once in its state folder. One with another folder "
+        "cannot know what was started here and not yet reported.",
     )
     leaving: bool = Field(default=False, description="The agent stops after this call: nothing new may go to it.")
     unfit: dict[DeviceId, Reason] | None = Field(

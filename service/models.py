@@ -110,6 +110,8 @@ nodes = Table(
     # What the present incarnation has told: the number of its latest report, and how many samples.
     Column("report_seq", BigInteger, nullable=False, server_default="0"),
     Column("samples_taken", BigInteger, nullable=False, server_default="0"),
+    # The memory of the agent that told it; null if that is of before and does not say.
+    Column("state_folder", Text, nullable=True),
     # When what runs there is stopped; only on a node that is cordoned, and never after it is opened again.
     _time("drain_at", nullable=True),
     _time("registered_at"),

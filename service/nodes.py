@@ -82,6 +82,7 @@ def register(
         checkpoints=True,
         stores_checkpoints=True,
         knows_out_of_memory=True,
+        state_folders=True,
     )
 
 

@@ -11,7 +11,7 @@ from protocol.jobs import CheckpointMark, JobSpec
 from protocol.nodes import PowerSample
 from protocol.progress import ProgressLine
 from protocol.states import AttemptState, Desired, NodeState
-from protocol.sync import Assignment, DeviceGrant, StreamChunk, SyncRequest, SyncResponse
+from protocol.sync import Assignment, DeviceGrant, MemberReport, StreamChunk, SyncRequest, SyncResponse
 from service import attempts, nodes
 from service.db import Record, notify
 from service.refusals import StaleIncarnation, StaleReport, UnknownIncarnation
@@ -40,6 +40,8 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
         node_store.change_node(tx, name, report_seq=request.seq)
     if node.state == NodeState.LOST.value and not request.leaving:
         _welcome_back(tx, node, now=now)
+    if request.state_folder is not None and request.state_folder != node.state_folder:
+        _meet(tx, node, request.state_folder, max_attempts=max_attempts, now=now)
     held = {row.attempt_id: row for row in attempt_store.held_members(tx, node.id)}
     # Attempts before jobs, and always in one order: the agents of a gang must not wait for each other.
     attempt_store.lock_attempts(tx, held.keys() & {part.attempt for part in (*request.members, *request.chunks)})
@@ -54,6 +56,27 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
         notify(tx, "cycle")
     if request.leaving:
         nodes.lose(tx, node.id, last_seen_at=now, max_attempts=max_attempts, now=now)
+
+
+def check_latest(tx: Connection, name: str, incarnation: int) -> None:
+    """Raises StaleIncarnation or UnknownIncarnation, as `take` does, once another agent has registered as this node."""
+    node = node_store.find_node(tx, name)
+    if node is None or node.incarnation != incarnation:
+        raise _not_the_latest(tx, name, incarnation)
+
+
+def _meet(tx: Connection, node: Record, state_folder: str, *, max_attempts: int, now: datetime) -> None:
+    """Hear an agent with another memory than the one before: what that one was given it may have started unsaid.
+
+    So the new one is told that it was seen starting, and answers that it does not know of it instead of starting it.
+    """
+    if node.state_folder is not None:
+        held = {row.attempt_id: row for row in attempt_store.held_members(tx, node.id)}
+        attempt_store.lock_attempts(tx, held.keys())
+        for row in held.values():
+            started = MemberReport(attempt=row.attempt_id, epoch=row.epoch, state=AttemptState.STARTING)
+            attempts.take_report(tx, node.id, started, max_attempts=max_attempts, now=now)
+    node_store.change_node(tx, node.id, state_folder=state_folder)
 
 
 def _not_the_latest(tx: Connection, name: str, incarnation: int) -> StaleIncarnation | UnknownIncarnation:

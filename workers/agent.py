@@ -201,6 +201,7 @@ class Agent:
         self._tells_checkpoints = registration.checkpoints
         self._stores_checkpoints = registration.stores_checkpoints
         self._tells_out_of_memory = registration.knows_out_of_memory
+        self._tells_folder = registration.state_folders
         self._doorbell.begin(registration.incarnation)
         return True
 
@@ -426,6 +427,7 @@ class Agent:
             protocol=PROTOCOL_VERSION,
             incarnation=self._incarnation,
             seq=self._seq if self._numbered else None,
+            state_folder=self._journal.identity if self._tells_folder else None,
             leaving=leaving,
             unfit=None if unfit is None else dict(unfit),
             members=reports,

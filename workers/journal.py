@@ -1,6 +1,7 @@
 """The agent's memory across restarts: one folder per attempt, written before anything is done about it.
 
     STATE/lock                      held by the one agent that uses this folder
+    STATE/identity.json             made up once: an agent with another folder knows nothing of what is in this one
     STATE/bell                      FIFO; supervisors ring it when they wrote a record
     STATE/lease.json                until when ranks may run without news; supervisors read it
     STATE/attempts/ATTEMPT/...      records (see `supervisor.py`), output and working folder of the ranks
@@ -12,6 +13,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -52,8 +54,17 @@ class Journal:
         self.lease = self.folder / "lease.json"
         with contextlib.suppress(OSError):  # on a full disk, what runs must find its agent again all the same
             files.set_aside(str(self.folder), 1)
+        self.identity = self._identity()
         for leftover in self.attempts_folder.glob(".*"):
             self._delete(leftover)
+
+    def _identity(self) -> str:
+        path = str(self.folder / "identity.json")
+        known = files.read_record(path)
+        if known is None:
+            known = {"id": secrets.token_hex(8)}
+            files.write_record(path, known)
+        return known["id"]
 
     def attempts(self) -> list[str]:
         """Attempts with a launch record."""

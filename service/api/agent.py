@@ -59,6 +59,7 @@ async def exchange(request: SyncRequest, parts: PartsDep, node: NodeDep, authori
     def look() -> SyncResponse:
         with parts.engine.begin() as tx:
             auth.identify_node(tx, authorization)  # the credential may have been revoked while we waited
+            sync.check_latest(tx, node, request.incarnation)  # what is new is for who came after
             return _answer(tx)
 
     def _answer(tx: Connection) -> SyncResponse:

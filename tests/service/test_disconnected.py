@@ -4,11 +4,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from protocol.states import AttemptState, EndReason
+from protocol.version import PROTOCOL_VERSION
 from service.broken_nodes import IN_A_ROW
 from service.cycle.leases import QUIET_S
 from service.models import samples
 from service.refusals import NodeHeard, StaleReport, UnknownNode
 from tests.service.cluster import Cluster, member_report
+from tests.service.conftest import bearer
 
 
 def reason_of(cluster: Cluster, job: str) -> EndReason | None:
@@ -42,6 +44,40 @@ def test_a_job_that_waits_goes_on_when_its_node_is_heard_again(cluster: Cluster)
     cluster.end("n1", attempt)
     assert (cluster.job(job).state, cluster.job(job).epoch) == ("succeeded", 1)
     assert cluster.held_devices() == set()
+
+
+def test_an_agent_with_another_memory_is_told_that_what_was_granted_may_have_started(cluster: Cluster) -> None:
+    cluster.join("n1")
+    cluster.sync("n1", state_folder="first")
+    job = cluster.submit()
+    attempt = cluster.place(job, "n1")
+    assert [held.observed for held in cluster.sync("n1", state_folder="first").assignments] == ["granted"]
+    cluster.join("n1")
+    assert [held.observed for held in cluster.sync("n1").assignments] == ["granted"], "it does not say which it has"
+    assert [held.observed for held in cluster.sync("n1", state_folder="first").assignments] == ["granted"]
+    cluster.join("n1")
+    assert [held.observed for held in cluster.sync("n1", state_folder="second").assignments] == ["starting"]
+    report = member_report(attempt, AttemptState.ENDED, reason=EndReason.UNKNOWN_START, clean=True)
+    cluster.sync("n1", report, state_folder="second")
+    assert (cluster.job(job).state, cluster.job(job).epoch) == ("queued", 1)
+    cluster.place(job, "n1")
+    assert [held.observed for held in cluster.sync("n1", state_folder="second").assignments] == ["granted"]
+
+
+def test_a_parked_agent_hears_nothing_that_is_for_the_one_that_came_after_it(
+    client: TestClient, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.join("n1")
+    job = cluster.submit()
+    body = {"protocol": PROTOCOL_VERSION, "incarnation": 1, "wait_s": 20, "version": cluster.sync("n1").version}
+
+    async def replace_meanwhile(*_: object) -> None:
+        cluster.join("n1")
+        cluster.place(job, "n1")
+
+    monkeypatch.setattr("service.api.hub.Hub.wait", replace_meanwhile)
+    refused = client.post("/v1/agent/sync", json=body, headers=bearer(cluster.node_token("n1")))
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:ergon:stale-incarnation")
 
 
 @pytest.mark.parametrize("word", ["boot", "administrator"])

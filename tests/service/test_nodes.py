@@ -33,6 +33,7 @@ def test_a_registered_node_is_seen_with_its_devices(client: TestClient, cluster:
             "checkpoints": True,
             "knows_out_of_memory": True,
             "stores_checkpoints": True,
+            "state_folders": True,
         },
     )
     node = client.get("/v1/nodes/n1").json()

@@ -255,6 +255,7 @@ class Folder:
     def __init__(self, machine: Machine, path: Path) -> None:
         self.machine = machine
         self.path = path
+        self.identity = path.name
         self.records: dict[str, Record] = {}
         self.lease = Lease(fence_at_s=0.0, grace_s=0.0)
         self.bell = Bell(machine.world, machine.rate)

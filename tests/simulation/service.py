@@ -97,7 +97,7 @@ class Parked:
     """A long poll that nothing has changed for yet."""
 
     node: str
-    version: str | None
+    incarnation: int
     reply: Reply
     over: bool = False
 
@@ -147,7 +147,7 @@ class Api:
 
         def park_or_reply(answer: Any) -> None:
             if request.wait_s > 0 and getattr(answer, "version", None) == request.version:
-                parked = Parked(node, request.version, reply)
+                parked = Parked(node, request.incarnation, reply)
                 self._parked.append(parked)
                 self._world.at(request.wait_s, lambda: self._look(parked))
             else:
@@ -175,7 +175,12 @@ class Api:
         if not parked.over:
             parked.over = True
             self._parked = [each for each in self._parked if each is not parked]
-            self.serve(lambda tx: self._answer(tx, parked.node), parked.reply)
+
+            def look(tx: Connection) -> object:
+                sync.check_latest(tx, parked.node, parked.incarnation)
+                return self._answer(tx, parked.node)
+
+            self.serve(look, parked.reply)
 
 
 class Planner:

@@ -33,6 +33,7 @@ class FakeService:
         self.numbered = []  # number and length of every sample that came, again those that came again
         self.numbers_reports = True
         self.knows_checkpoints = True
+        self.knows_state_folders = True
         self.seq = 0
         self.unfit = {}
         self.registrations = []
@@ -181,6 +182,7 @@ class FakeService:
             lease_s=self.lease_s,
             numbered_reports=self.numbers_reports,
             checkpoints=self.knows_checkpoints,
+            state_folders=self.knows_state_folders,
         )
 
     def _sync(self, request):

@@ -77,6 +77,14 @@ def test_records_are_for_their_owner_only(journal):
     assert (folder / "launch.json").stat().st_mode & 0o077 == 0
 
 
+def test_a_folder_has_one_identity_for_ever(tmp_path):
+    tell = "import sys, pathlib, workers.journal as w; print(w.Journal(pathlib.Path(sys.argv[1])).identity)"
+    first, again, other = (
+        subprocess.check_output([sys.executable, "-c", tell, str(tmp_path / name)]) for name in ("one", "one", "other")
+    )
+    assert first == again != other
+
+
 def test_an_attempt_is_recorded_once(journal):
     journal.create("a1", launch())
     with pytest.raises(StartedBefore):
