@@ -11,6 +11,7 @@ that was stopped goes on there.
 
 Every placement is booked by the benchmark itself, which ends at the first one that breaks a rule. Power is the ratio
 to the same seed's bound, which packs all that has arrived; a policy that has failed pods draws less than it should.
+`most moves/arrival` is the largest ratio of moves to arrivals so far at any instant of any seed.
 
 On openb's default list it fails when the allocation reproduced for Random, DotProd, BestFit or FGD is more than 0.5
 points from the published one.
@@ -216,6 +217,7 @@ _HEADER = (
     "granted@95",
     "granted@100",
     "moves@80/95/100",
+    "most moves/arrival",
 )
 
 
@@ -228,7 +230,9 @@ def _row(
         for level in LOADS
     ]
     spread = float(np.std([one["alloc@130"] for one in rows]))
-    moved = "/".join(f"{row[f'moves@{level}']:.0f}" for level in (80, 95, 100)) if "moves@80" in row else ""
+    counted = "moves@80" in row
+    moved = "/".join(f"{row[f'moves@{level}']:.0f}" for level in (80, 95, 100)) if counted else ""
+    most = f"{max(one['moves_per_arrival'] for one in rows):.4f}" if counted else ""
     return [
         name,
         str(len(rows)),
@@ -240,6 +244,7 @@ def _row(
         f"{row['granted@95']:.4f}",
         f"{row['granted@100']:.4f}",
         moved,
+        most,
     ]
 
 
