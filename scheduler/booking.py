@@ -9,6 +9,7 @@ that needs few cores does not fill nodes rich in cores only because they are fru
 # pyright: reportUnknownArgumentType=false
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -33,34 +34,48 @@ NOTHING = 1e-3
 """Fewer members than this are none."""
 
 
-def look_ahead(nodes: Mapping[NodeClass, int], mix: Mapping[Demand, float]) -> tuple[Outlook, ...]:
+def look_ahead(
+    nodes: Mapping[NodeClass, int],
+    mix: Mapping[Demand, float],
+    there: Mapping[tuple[Demand, NodeClass], float] | None = None,
+) -> tuple[Outlook, ...]:
     """The outlook of a mix (demands by frequency) on so many nodes of each class; none if it asks for no devices or
     does not even fill half of them.
+
+    `there` is what runs already and stays: its members by demand and class. The mix is what comes after it.
     """
-    classes, demands = sorted(nodes), sorted(mix)
-    counts = [nodes[node] for node in classes]
+    there = there or {}
+    classes, demands = sorted(nodes), sorted(set(mix) | {demand for demand, _ in there})
     devices = sum(node.devices * count for node, count in nodes.items())
     size = sum(demand.size * weight for demand, weight in mix.items())
     if not devices or size <= 0:
         return ()
-    at_full = np.array([mix[demand] for demand in demands]) * devices / size
-    for top in TOP_LOADS:
-        last = _solved(Model(classes, counts, demands, at_full * top))
-        if last is not None:
-            break
-    else:
+    held = np.array([[there.get((demand, node), 0.0) for node in classes] for demand in demands])
+    begun = sum(demand.size * count for (demand, _), count in there.items()) / devices
+    plan = _Plan(
+        classes=classes,
+        counts=[nodes[node] for node in classes],
+        demands=demands,
+        held=held,
+        begun=begun,
+        coming=np.array([mix.get(demand, 0.0) for demand in demands]) * devices / size,
+    )
+    top = next((load for load in TOP_LOADS if load > begun and _solved(plan.model(load))), None)
+    if top is None:
         return ()
+    last = plan.model(top)
     for spare in SPARES:
-        last = Model(classes, counts, demands, at_full * top)
+        last = plan.model(top)
         last.leave_spare(spare)
-        if _solved(last) is not None:
+        if _solved(last):
             break
-    loads = [load for load in LOADS if load < top]
-    models = [Model(classes, counts, demands, at_full * load) for load in loads]
+    loads = [load for load in LOADS if begun < load < top]
+    models = [plan.model(load) for load in loads]
     for model in models:
         _solved(model)
-    models.append(last)
-    splits = _together(models)
+    splits = _together([*models, last])
+    if begun:
+        loads, splits = [begun, *loads], [held, *splits]
     return (
         Outlook(
             classes=tuple(classes),
@@ -71,12 +86,31 @@ def look_ahead(nodes: Mapping[NodeClass, int], mix: Mapping[Demand, float]) -> t
     )
 
 
-def _solved(model: Model) -> Model | None:
-    """The model with all patterns it needs; None if it leaves something unplaced."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What is there at the load `begun`, and what comes per unit of load beyond it."""
+
+    classes: Sequence[NodeClass]
+    counts: Sequence[int]
+    demands: Sequence[Demand]
+    held: Vector
+    begun: float
+    coming: Vector
+
+    def model(self, load: float) -> Model:
+        """The fluid plan at a load."""
+        wanted = self.held.sum(axis=1) + self.coming * (load - self.begun)
+        model = Model(self.classes, self.counts, self.demands, wanted)
+        model.hold(self.held)
+        return model
+
+
+def _solved(model: Model) -> bool:
+    """Solves the model with all patterns it needs; whether that places everything."""
     solution = model.solve()
-    while model.add_patterns(solution):
+    while solution.x is not None and model.add_patterns(solution):
         solution = model.solve()
-    return model if model.unplaced(solution.x).sum() < NOTHING else None
+    return solution.x is not None and bool(model.unplaced(solution.x).sum() < NOTHING)
 
 
 def _together(models: Sequence[Model]) -> list[Vector]:
@@ -104,7 +138,9 @@ def _together(models: Sequence[Model]) -> list[Vector]:
         b_eq=np.concatenate([part[:equalities] for part in least]),
         A_ub=vstack([block_diag([matrix[equalities:] for matrix in matrices], format="csr"), steps]).tocsr(),
         b_ub=np.concatenate([*(part[equalities:] for part in least), np.zeros(len(values) // 2)]),
-        bounds=np.column_stack([np.zeros(int(offsets[-1])), np.concatenate([model.upper for model in models])]),
+        bounds=np.column_stack(
+            [np.concatenate([getattr(model, side) for model in models]) for side in ("lower", "upper")]
+        ),
         method="highs-ipm",
     )
     splits = [

@@ -87,3 +87,10 @@ class Outlook:
     demands: tuple[Demand, ...]
     loads: tuple[float, ...]
     members: tuple[tuple[tuple[float, ...], ...], ...]
+
+    def mix(self) -> dict[Demand, float]:
+        """What comes between the lowest and the highest load: members by demand."""
+        came = [sum(row) for row in self.members[-1]]
+        if len(self.members) > 1:
+            came = [after - sum(before) for after, before in zip(came, self.members[0], strict=True)]
+        return dict(zip(self.demands, came, strict=True))

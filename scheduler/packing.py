@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.classes import count_demands, demand_of, demands_of
-from scheduler.demand import WHOLE_DEVICE, Demand, Outlook
+from scheduler.demand import WHOLE_DEVICE, Demand, NodeClass, Outlook
 from scheduler.feasibility import takes_work
 from scheduler.fleet import PARTS, Fleet, Verdicts
 from scheduler.plan import MemberPlacement, Placement
@@ -122,6 +122,15 @@ class Packer:
         )
         return Placement(job=resident.job.id, shape=resident.shape, members=(member,))
 
+    def there(self) -> dict[tuple[Demand, NodeClass], float]:
+        """Members on the fleet, by demand and class."""
+        return {
+            (demand, node): count
+            for demand, counts in self._placed.items()
+            for node, count in zip(self.fleet.classes, counts.tolist(), strict=True)
+            if count
+        }
+
     def least_cost(self, demand: Demand, avoid: int = NO_NODE) -> Spot | None:
         """The cheapest place for one member, not on node `avoid`; None if there is none."""
         verdicts = self.fleet.judge(demand)
@@ -217,7 +226,7 @@ def _mix(problem: Problem, outlook: Outlook | None) -> Mapping[Demand, float]:
     """The demands to expect: those of the outlook, or without one those that run and wait."""
     if outlook is None:
         return count_demands([running.job for running in problem.running] + list(problem.jobs))
-    return {demand: sum(outlook.members[-1][t]) for t, demand in enumerate(outlook.demands)}
+    return outlook.mix()
 
 
 def _split(outlook: Outlook | None, fleet: Fleet) -> dict[Demand, Vector]:

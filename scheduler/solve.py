@@ -7,16 +7,20 @@ from scheduler.candidates import Candidates, Choices, find_candidates, pools, to
 from scheduler.feasibility import free_devices, survey, why_impossible, why_not_now
 from scheduler.first_fit import first_fit
 from scheduler.greedy import complete
-from scheduler.moving import Mover
+from scheduler.moving import FULL, Mover
 from scheduler.objective import evaluate, on_time_s, stakes, waiting
 from scheduler.packing import Packer
 from scheduler.plan import Outcome, Placement, Plan, PowerStep, Verdict
-from scheduler.problem import Budget, Node, Problem
+from scheduler.problem import Budget, Job, Node, Problem
+from scheduler.repack import repack
 from scheduler.search import Allowance, search
 from scheduler.validate import has_several_kinds, packs, validate
 from scheduler.verify import verify
 
 DEFAULT_BUDGET = Budget()
+
+POLISH = 100
+"""Moves of single jobs, at most, that save power after a fleet was packed anew."""
 
 
 class PlannerError(Exception):
@@ -72,7 +76,8 @@ def solve_greedily(problem: Problem) -> Plan:
 
 def solve_by_packing(problem: Problem) -> Plan:
     """Jobs in line order, each where it costs least by the prices of `scheduler.packing`; and moves, if any may be, for
-    those that find no room and then for power. Where a node has devices of several kinds, each where it fits best.
+    those that find no room and then for power. If as many may move as run, the fleet is packed anew. Where a node has
+    devices of several kinds, each job where it fits best.
 
     Raises as `solve` does.
     """
@@ -80,12 +85,16 @@ def solve_by_packing(problem: Problem) -> Plan:
     bound_j = idle.off_j + idle.on_j + idle.deferred_j
     if any(map(has_several_kinds, problem.nodes)):
         return _checked(problem, _plan(problem, first_fit(problem), bound_j, "greedy", "feasible"))
-    packer = Packer(problem)
-    mover = Mover(packer, {one.job.id: one.move_j / problem.horizon_s for one in problem.running})
     allowed = 0 if any(node.can_switch for node in problem.nodes) else problem.moves
+    if allowed and allowed >= len(problem.running):
+        plan = _packed_anew(problem, bound_j)
+        if not verify(problem, plan):
+            return plan
+    packer = Packer(problem)
+    mover = Mover(packer, _bars_w(problem))
     placements: dict[str, Placement] = {}
     moves: dict[str, Placement] = {}
-    for job in sorted(problem.jobs, key=lambda job: (-job.priority, job.order, job.id)):
+    for job in _line(problem):
         moved: list[Placement] = []
         placement = packer.start(job)
         if placement is None and (room := mover.make_room(job, allowed - len(moves))) is not None:
@@ -96,6 +105,37 @@ def solve_by_packing(problem: Problem) -> Plan:
     _note(mover.improve(allowed - len(moves)), placements, moves)
     plan = _plan(problem, tuple(placements.values()), bound_j, "packed", "feasible")
     return _checked(problem, replace(plan, moves=tuple(moves.values())))
+
+
+def _packed_anew(problem: Problem, bound_j: float) -> Plan:
+    """The plan with a free hand: every job that runs may move."""
+    packer, bars_w = Packer(problem), _bars_w(problem)
+    placements: dict[str, Placement] = {}
+    moves: dict[str, Placement] = {}
+    waiting: list[Job] = []
+    for job in _line(problem):
+        placement = packer.start(job)
+        if placement is None:
+            waiting.append(job)
+        else:
+            placements[job.id] = placement
+    changed = repack(packer, waiting, bars_w)
+    if packer.fleet.load() < FULL:
+        changed += Mover(packer, bars_w).improve(POLISH)
+    running = {one.job.id for one in problem.running}
+    for placement in changed:
+        (moves if placement.job in running else placements)[placement.job] = placement
+    plan = _plan(problem, tuple(placements.values()), bound_j, "packed", "feasible")
+    return replace(plan, moves=tuple(moves.values()))
+
+
+def _line(problem: Problem) -> list[Job]:
+    return sorted(problem.jobs, key=lambda job: (-job.priority, job.order, job.id))
+
+
+def _bars_w(problem: Problem) -> dict[str, float]:
+    """What moving each job that runs must save, in W."""
+    return {one.job.id: one.move_j / problem.horizon_s for one in problem.running}
 
 
 def _note(moved: Sequence[Placement], placements: dict[str, Placement], moves: dict[str, Placement]) -> None:

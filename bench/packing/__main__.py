@@ -56,15 +56,29 @@ PUBLISHED = {
     "BestFit": "05-BestFit",
     "FGD": "06-FGD",
 }
-MOVING = ("ours-0.1-moves",)
-"""The modes that move jobs, which take a minute of CPU a seed."""
+MOVING = ("ours-0.1-moves", "ours-re-pack")
+"""The modes that move jobs, which take a minute of CPU a seed and more."""
 
 MUST_AGREE = ("Random", "DotProd", "BestFit", "FGD")
 
 SIMULATOR = ("bench/packing/trace.py", "bench/packing/energy.py", "bench/packing/measure.py")
 BASELINES = (*SIMULATOR, "bench/packing/kernels.py", "bench/packing/baselines.py")
 BOUND = (*SIMULATOR, "bench/packing/bounds.py", "bench/packing/problem.py", "scheduler/fluid.py")
-PLANNER = ("problem", "demand", "classes", "fluid", "booking", "fleet", "packing", "moving")
+PLANNER = (
+    "problem",
+    "demand",
+    "classes",
+    "fluid",
+    "booking",
+    "fleet",
+    "packing",
+    "moving",
+    "learning",
+    "patterns",
+    "whole",
+    "repack",
+    "solve",
+)
 OUTLOOK = tuple(f"scheduler/{name}.py" for name in ("demand", "classes", "fluid", "booking"))
 OURS = (
     *SIMULATOR,

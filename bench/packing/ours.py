@@ -7,11 +7,13 @@ from functools import partial
 import numpy as np
 
 from bench.packing.ledger import Ledger
+from bench.packing.measure import LOADS
 from bench.packing.trace import Ints
-from scheduler.demand import Outlook
+from scheduler.demand import WHOLE_DEVICE, Outlook
+from scheduler.learning import Expectation
 from scheduler.moving import FULL, Mover
 from scheduler.packing import Packer
-from scheduler.plan import Placement
+from scheduler.plan import Placement, Plan
 from scheduler.problem import Job, Node, Problem
 from scheduler.solve import solve
 
@@ -21,6 +23,9 @@ IMPROVE_EVERY = 20
 SPENT, SPENT_FULL = 0.42, 0.92
 """Share of the budget so far that such moves may use, below and from `scheduler.moving.FULL`: the rest is kept for
 arrivals that find no room."""
+
+RETRY = 100
+"""Arrivals after which the cluster is packed anew for one that finds no room, when the last time did not help."""
 
 CHECK_EVERY = 2500
 """Every so many arrivals the cluster is read afresh, `solve` plans the arrival, and the plan must be the same."""
@@ -34,6 +39,72 @@ class Filled:
     watts: np.ndarray
     moves: Ints
 
+    @classmethod
+    def of(cls, arrivals: int) -> "Filled":
+        """Nothing yet."""
+        return cls(
+            placed=np.zeros(arrivals, dtype=np.bool_),
+            watts=np.zeros(arrivals),
+            moves=np.zeros(arrivals, dtype=np.int64),
+        )
+
+    def note(self, number: int, placed: bool, planner: "Planner") -> None:
+        """After an arrival."""
+        self.placed[number], self.watts[number], self.moves[number] = placed, planner.ledger.watts, planner.moves
+
+
+class Planner:
+    """The planner beside the books: what it knows of the cluster, and what it expects."""
+
+    def __init__(self, nodes: Sequence[Node], outlook: tuple[Outlook, ...]) -> None:
+        self.ledger = Ledger(nodes)
+        self.outlook = outlook
+        self.moves = 0
+        self.expectation = Expectation(outlook[0]) if outlook else None
+        self._read()
+
+    def learn(self, job: Job) -> None:
+        """Expects something else if what arrives is not what was expected."""
+        if self.expectation is not None and self.expectation.changed(job):
+            self.outlook = self.expectation.learn(self.packer) or self.outlook
+            self._read()
+
+    def start(self, job: Job, moves: int) -> bool:
+        """Places an arrival, if need be with up to so many moves."""
+        placement = self.packer.start(job)
+        if placement is None and (room := self.mover.make_room(job, moves)) is not None:
+            moved, placement = room
+            self.moves += book_moves(self.ledger, moved)
+        if placement is not None:
+            self.ledger.start(job, placement)
+        return placement is not None
+
+    def improve(self, moves: int) -> None:
+        """Moves that save power, up to so many."""
+        self.moves += book_moves(self.ledger, self.mover.improve(moves))
+
+    def solved(self, *jobs: Job, free_hand: bool = False) -> Plan:
+        """What `solve` plans for the jobs from one read of the cluster; it verifies its plan itself."""
+        nodes, running = self.ledger.snapshot()
+        moves = len(running) if free_hand else 0
+        return solve(Problem(nodes=nodes, jobs=jobs, running=running, outlook=self.outlook, moves=moves))
+
+    def repack(self, *jobs: Job) -> bool:
+        """Packs the cluster anew, with these jobs if that makes room for them; whether all of them started."""
+        plan = self.solved(*jobs, free_hand=True)
+        self.moves += book_moves(self.ledger, plan.moves)
+        started = {placement.job: placement for placement in plan.placements}
+        for job in jobs:
+            if job.id in started:
+                self.ledger.start(job, started[job.id])
+        self._read()
+        return len(started) == len(jobs)
+
+    def _read(self) -> None:
+        nodes, running = self.ledger.snapshot()
+        self.packer = Packer(Problem(nodes=nodes, jobs=(), running=running, outlook=self.outlook))
+        self.mover = Mover(self.packer)
+
 
 def fill(
     nodes: Sequence[Node], jobs: Sequence[Job], outlook: tuple[Outlook, ...], *, moves_per_arrival: float
@@ -42,32 +113,45 @@ def fill(
 
     Raises BrokenRule, and AssertionError if `solve` would have placed an arrival otherwise.
     """
-    ledger = Ledger(nodes)
-    packer = Packer(Problem(nodes=tuple(nodes), jobs=(), outlook=outlook))
-    mover = Mover(packer)
-    placed = np.zeros(len(jobs), dtype=np.bool_)
-    watts = np.zeros(len(jobs))
-    moves = np.zeros(len(jobs), dtype=np.int64)
-    made = 0
+    planner = Planner(nodes, outlook)
+    filled = Filled.of(len(jobs))
     for number, job in enumerate(jobs):
+        planner.learn(job)
         accrued = moves_per_arrival * (number + 1)
-        expected = solved(ledger, job, outlook) if number % CHECK_EVERY == CHECK_EVERY - 1 else None
-        placement = packer.start(job)
-        if expected is not None and expected != [placement]:
-            raise AssertionError(f"{job.id}: solve() places it at {expected}, the running fleet at {placement}")
-        if placement is None and (room := mover.make_room(job, int(accrued) - made)) is not None:
-            moved, placement = room
-            made += _book_moves(ledger, moved)
-        if placement is not None:
-            ledger.start(job, placement)
+        expected = planner.solved(job).placements if number % CHECK_EVERY == CHECK_EVERY - 1 else ()
+        placed = planner.start(job, int(accrued) - planner.moves)
+        if expected and (not placed or expected[0] != planner.ledger.running[job.id][1]):
+            raise AssertionError(f"{job.id}: solve() places it at {expected[0]}, the running fleet does not")
         if moves_per_arrival and number % IMPROVE_EVERY == IMPROVE_EVERY - 1:
-            share = SPENT_FULL if packer.fleet.load() >= FULL else SPENT
-            made += _book_moves(ledger, mover.improve(int(share * accrued) - made))
-        placed[number], watts[number], moves[number] = placement is not None, ledger.watts, made
-    return Filled(placed=placed, watts=watts, moves=moves)
+            share = SPENT_FULL if planner.packer.fleet.load() >= FULL else SPENT
+            planner.improve(int(share * accrued) - planner.moves)
+        filled.note(number, placed, planner)
+    return filled
 
 
-def _book_moves(ledger: Ledger, moved: Sequence[Placement]) -> int:
+def fill_and_repack(nodes: Sequence[Node], jobs: Sequence[Job], outlook: tuple[Outlook, ...]) -> Filled:
+    """Places one arrival after the other, and packs the cluster anew at the loads where power is read and when an
+    arrival finds no room, then not again for `RETRY` arrivals if that did not help.
+    """
+    planner = Planner(nodes, outlook)
+    filled = Filled.of(len(jobs))
+    sizes = np.array([job.shapes[0].devices * job.shapes[0].share for job in jobs])
+    capacity = sum(len(node.devices) for node in nodes) * WHOLE_DEVICE
+    stops = set((np.searchsorted(np.cumsum(sizes), np.array(LOADS) / 100 * capacity, side="right") - 1).tolist())
+    again = 0
+    for number, job in enumerate(jobs):
+        planner.learn(job)
+        placed = planner.start(job, 0)
+        if not placed and number >= again:
+            placed = planner.repack(job)
+            again = number if placed else number + RETRY
+        if number in stops:
+            planner.repack()
+        filled.note(number, placed, planner)
+    return filled
+
+
+def book_moves(ledger: Ledger, moved: Sequence[Placement]) -> int:
     """Books moves: all are stopped before any starts again."""
     last = {placement.job: placement for placement in moved}
     jobs = {name: ledger.running[name][0] for name in last}
@@ -78,15 +162,9 @@ def _book_moves(ledger: Ledger, moved: Sequence[Placement]) -> int:
     return len(moved)
 
 
-def solved(ledger: Ledger, job: Job, outlook: tuple[Outlook, ...]) -> list[Placement | None]:
-    """What `solve` plans for the job from one read of the cluster; it verifies its plan itself."""
-    nodes, running = ledger.snapshot()
-    plan = solve(Problem(nodes=nodes, jobs=(job,), running=running, outlook=outlook))
-    return list(plan.placements) or [None]
-
-
 MODES = {
     "ours-no-moves": partial(fill, moves_per_arrival=0.0),
     "ours-0.1-moves": partial(fill, moves_per_arrival=0.1),
+    "ours-re-pack": fill_and_repack,
 }
 """Every mode is the same code with the same defaults, allowed to do more or less."""
