@@ -24,7 +24,7 @@ FULL = 0.8
 """From this load on, moves make the fleet fit for what is still to come rather than save power, and must gain
 `FULL_GAIN`, because there are fewer devices to gain them on."""
 
-FULL_GAIN = 0.45
+FULL_GAIN = 0.8
 
 MOVE_PRICE = 0.3
 """What each move of making room counts beside the watts it adds, in the same unit: fewer moves are better."""

@@ -157,7 +157,8 @@ class Problem:
 
     `horizon_s` is how far ahead on-time and waiting are charged. `pue` multiplies IT energy. `running` are the jobs
     that run and whose placement is known; `outlook` is what is expected to arrive, or nothing.
-    The plan may move up to `moves` of the running jobs, where no node can be switched.
+    The plan may move up to `moves` of the running jobs, where no node can be switched. With `anew` it plans nodes anew
+    as a whole for that, which takes seconds on a large cluster.
     """
 
     nodes: tuple[Node, ...]
@@ -167,6 +168,7 @@ class Problem:
     running: tuple[Running, ...] = ()
     outlook: tuple[Outlook, ...] = ()
     moves: int = 0
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,16 @@
-"""Packs a fleet anew with a free hand: every job of one member may move, if that seats more jobs or saves power.
+"""Packs a fleet anew: jobs of one member move, within a budget, if that seats more jobs or saves power.
 
-Nodes are planned whole (`scheduler.whole`). Each gets the pattern of its class that keeps most of its jobs where they
-are, jobs of one demand being as good as each other; what the plan leaves over is placed by the packer's prices. Nodes
-that hold anything else, such as members of a gang, stay as they are.
+Nodes are planned whole (`scheduler.whole`): all of them where all jobs may move, and otherwise those whose jobs are
+worth moving at a price of a move that fits the budget. Each gets the pattern of its class that keeps most of its jobs
+where they are, jobs of one demand being as good as each other; what the plan leaves over is placed by the packer's
+prices. Nodes that hold anything else, such as members of a gang, stay as they are.
 """
 # scipy ships no types.
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 # pyright: reportUnknownArgumentType=false
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,34 +18,54 @@ from scipy.optimize import linear_sum_assignment
 
 from scheduler.classes import demands_of
 from scheduler.demand import WHOLE_DEVICE, Demand
+from scheduler.fluid import UNPLACED_W
 from scheduler.moving import MOST_MOVES, Mover
 from scheduler.packing import Packer, Resident
 from scheduler.patterns import NOTHING_W, Pattern, pattern_of
 from scheduler.plan import Placement
 from scheduler.problem import Job
-from scheduler.whole import plan_whole_nodes
+from scheduler.whole import Master, plan_whole_nodes
+
+MOVE_PRICES = (4.0, 1.0, 0.3, 0.1, 0.07, 0.05, 0.035)
+"""Prices of a move, in mean active draws of a device (`Packer.unit_w`), that are tried one after the other."""
 
 
-def repack(packer: Packer, waiting: Sequence[Job], bars: Mapping[str, float]) -> list[Placement]:
-    """Plans the fleet anew with the waiting jobs, in line order, and carries it out on the packer.
+def repack(packer: Packer, waiting: Sequence[Job], bars: Mapping[str, float], moves: int) -> list[Placement]:
+    """Plans the fleet anew with the waiting jobs, in line order, and carries it out on the packer with up to so many
+    moves.
 
     Answers where jobs are that moved or started. None of them, and nothing changed, if a job that runs would find no
     place, or if no waiting job would start and the power saved is not above the `bars` (W) of all that move.
     """
     before = dict(packer.residents)
-    plan = _Plan(packer, [job for job in waiting if _single(job)])
+    situation = _Situation(packer, [job for job in waiting if _single(job)])
+    best, best_saved_w = before, 0.0
+    for nodes, known in situation.choices(moves):
+        saved_w = _tried(packer, _Plan(situation, nodes, known), waiting, bars)
+        after = dict(packer.residents)
+        _restore(packer, before)
+        if saved_w is None or sum(name in before and one != before[name] for name, one in after.items()) > moves:
+            break
+        if saved_w > best_saved_w + NOTHING_W:
+            best, best_saved_w = after, saved_w
+        if len(after) > len(before):
+            break  # those that waited start: a lower price would only move more
+    _restore(packer, best)
+    return [packer.placement_of(one) for name, one in best.items() if one != before.get(name)]
+
+
+def _tried(packer: Packer, plan: "_Plan", waiting: Sequence[Job], bars: Mapping[str, float]) -> float | None:
+    """Carries a plan out. What it saves in W, less the bars of the jobs that move; a job that starts counts most. None
+    if a job that ran has no place.
+    """
+    before = dict(packer.residents)
     plan.carry_out()
-    if plan.settle_left():
-        for job in waiting:
-            if job.id not in packer.residents:
-                _seat(packer, job)
-        changed = [one for name, one in packer.residents.items() if one != before.get(name)]
-        started = any(one.job.id not in before for one in changed)
-        saved_w = plan.draw_w - _draw_w(packer, plan.nodes)
-        if started or saved_w > NOTHING_W + sum(bars.get(one.job.id, 0.0) for one in changed):
-            return [packer.placement_of(one) for one in changed]
-    _restore(packer, before)
-    return []
+    if not plan.settle_left():
+        return None
+    started = [job for job in waiting if job.id in packer.residents or _seat(packer, job)]
+    moved = [name for name, one in packer.residents.items() if name in before and one != before[name]]
+    saved_w = plan.situation.draw_w - _draw_w(packer, plan.situation.nodes) - sum(bars.get(name, 0.0) for name in moved)
+    return UNPLACED_W * len(started) + saved_w
 
 
 def _single(job: Job) -> bool:
@@ -103,8 +124,8 @@ class _Piece:
     now: Resident | None
 
 
-class _Plan:
-    """The nodes planned anew, their patterns, and the jobs on them."""
+class _Situation:
+    """The nodes that can be planned, what is on them as patterns, and who waits."""
 
     def __init__(self, packer: Packer, waiting: Sequence[Job]) -> None:
         self.packer = packer
@@ -113,21 +134,58 @@ class _Plan:
             there[one.node].append(one)
         self.nodes = [node for node in range(len(packer.fleet.names)) if _holds_only(packer, node, there[node])]
         self.there = {node: there[node] for node in self.nodes}
-        self.pieces = [_Piece(one.job, one.demand, one) for node in self.nodes for one in self.there[node]]
-        self.pieces += [_Piece(job, next(iter(demands_of(job.shapes)))[1], None) for job in waiting]
-        self.demands = sorted({piece.demand for piece in self.pieces})
+        self.waiting = [_Piece(job, next(iter(demands_of(job.shapes)))[1], None) for job in waiting]
+        self.demands = sorted(
+            {one.demand for node in self.nodes for one in there[node]} | {piece.demand for piece in self.waiting}
+        )
         self.numbers = {demand: number for number, demand in enumerate(self.demands)}
-        now = {node: _pattern(packer, node, self.there[node], self.demands, self.numbers) for node in self.nodes}
-        self.draw_w = sum(pattern.watts for pattern in now.values())
-        classes = packer.fleet.classes
-        counts = Counter(packer.fleet.node_class[node] for node in self.nodes)
-        wanted = Counter(self.numbers[piece.demand] for piece in self.pieces)
+        self.now = {node: _pattern(packer, node, there[node], self.demands, self.numbers) for node in self.nodes}
+        self.draw_w = sum(pattern.watts for pattern in self.now.values())
+
+    def choices(self, moves: int) -> Iterator[tuple[list[int], list[Pattern]]]:
+        """Nodes to plan anew, more and more of them, with patterns worth knowing."""
+        if moves >= sum(map(len, self.there.values())):
+            yield self.nodes, sorted(set(self.now.values()))
+            return
+        held = Counter(self.now.values())
+        wanted = self.wanted(self.nodes)
+        master = Master(self.packer.fleet.classes, self.demands, sorted(held))
+        tried = 0
+        for price in MOVE_PRICES:
+            kept = master.keep(held, self.counts(self.nodes), wanted, price * self.packer.unit_w)
+            nodes: list[int] = []
+            for node in self.nodes:
+                pattern = self.now[node]
+                if kept[pattern]:
+                    kept[pattern] -= 1
+                else:
+                    nodes.append(node)
+            if len(nodes) > tried:
+                tried = len(nodes)
+                yield nodes, master.patterns
+
+    def counts(self, nodes: Sequence[int]) -> list[int]:
+        """How many of these nodes are of each class."""
+        counts = Counter(self.packer.fleet.node_class[node] for node in nodes)
+        return [counts[kind] for kind in range(len(self.packer.fleet.classes))]
+
+    def wanted(self, nodes: Sequence[int]) -> list[int]:
+        """How many of each demand are on these nodes or wait."""
+        wanted = Counter(self.numbers[one.demand] for node in nodes for one in self.there[node])
+        wanted.update(self.numbers[piece.demand] for piece in self.waiting)
+        return [wanted[t] for t in range(len(self.demands))]
+
+
+class _Plan:
+    """Some nodes planned anew, their patterns, and the jobs on them."""
+
+    def __init__(self, situation: _Situation, nodes: Sequence[int], known: Sequence[Pattern]) -> None:
+        self.situation, self.packer, self.nodes = situation, situation.packer, nodes
+        self.there, self.demands, self.numbers = situation.there, situation.demands, situation.numbers
+        self.pieces = [_Piece(one.job, one.demand, one) for node in nodes for one in self.there[node]]
+        self.pieces += situation.waiting
         whole = plan_whole_nodes(
-            classes,
-            [counts[kind] for kind in range(len(classes))],
-            self.demands,
-            [wanted[t] for t in range(len(self.demands))],
-            sorted({pattern for pattern in now.values() if pattern.watts}),
+            self.packer.fleet.classes, situation.counts(nodes), self.demands, situation.wanted(nodes), known
         )
         self.patterns = self._assigned(whole.nodes)
         self.left: list[_Piece] = []

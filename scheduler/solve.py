@@ -76,8 +76,8 @@ def solve_greedily(problem: Problem) -> Plan:
 
 def solve_by_packing(problem: Problem) -> Plan:
     """Jobs in line order, each where it costs least by the prices of `scheduler.packing`; and moves, if any may be, for
-    those that find no room and then for power. If as many may move as run, the fleet is packed anew. Where a node has
-    devices of several kinds, each job where it fits best.
+    those that find no room and then for power; or with nodes planned anew as a whole. Where a node has devices of
+    several kinds, each job where it fits best.
 
     Raises as `solve` does.
     """
@@ -86,7 +86,7 @@ def solve_by_packing(problem: Problem) -> Plan:
     if any(map(has_several_kinds, problem.nodes)):
         return _checked(problem, _plan(problem, first_fit(problem), bound_j, "greedy", "feasible"))
     allowed = 0 if any(node.can_switch for node in problem.nodes) else problem.moves
-    if allowed and allowed >= len(problem.running):
+    if allowed and problem.anew:
         plan = _packed_anew(problem, bound_j)
         if not verify(problem, plan):
             return plan
@@ -108,7 +108,7 @@ def solve_by_packing(problem: Problem) -> Plan:
 
 
 def _packed_anew(problem: Problem, bound_j: float) -> Plan:
-    """The plan with a free hand: every job that runs may move."""
+    """The plan with nodes planned anew, within the moves that may be."""
     packer, bars_w = Packer(problem), _bars_w(problem)
     placements: dict[str, Placement] = {}
     moves: dict[str, Placement] = {}
@@ -119,9 +119,9 @@ def _packed_anew(problem: Problem, bound_j: float) -> Plan:
             waiting.append(job)
         else:
             placements[job.id] = placement
-    changed = repack(packer, waiting, bars_w)
+    changed = repack(packer, waiting, bars_w, problem.moves)
     if packer.fleet.load() < FULL:
-        changed += Mover(packer, bars_w).improve(POLISH)
+        changed += Mover(packer, bars_w).improve(min(POLISH, problem.moves - len(changed)))
     running = {one.job.id for one in problem.running}
     for placement in changed:
         (moves if placement.job in running else placements)[placement.job] = placement

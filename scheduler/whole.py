@@ -8,7 +8,7 @@ is told, for the caller to place it one by one.
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from scheduler.patterns import Pattern, Pricer, Vector, pattern_of
 
 ROUNDS = 60
 """Rounds of generating patterns for the whole plan, at most."""
+
+ROUNDS_TO_KEEP = 12
+"""The same for finding out which nodes are best left as they are."""
 
 ROUNDS_AGAIN = 6
 """The same for what is left after fixing a part of it."""
@@ -54,7 +57,7 @@ def plan_whole_nodes(
     """Patterns for up to `counts` nodes of the classes that hold the wanted members. `known` are patterns to begin
     with, such as those of the nodes as they are.
     """
-    master = _Master(classes, demands, known)
+    master = Master(classes, demands, known)
     left_nodes, left = np.array(counts), np.array(wanted)
     fixed: Counter[Pattern] = Counter()
     rounds = ROUNDS
@@ -112,17 +115,36 @@ def _trimmed(pattern: Pattern, left: Any, classes: Sequence[NodeClass], demands:
     return pattern_of(pattern.node, classes[pattern.node], demands, members, shared)
 
 
-class _Master:
-    """The linear program over the patterns known so far."""
+class Master:
+    """The linear program over the patterns known so far, and what nodes may keep as they are at a discount."""
 
     def __init__(self, classes: Sequence[NodeClass], demands: Sequence[Demand], known: Iterable[Pattern]) -> None:
         self.classes, self.demands = classes, demands
         self.pricers = [Pricer(number, node, demands) for number, node in enumerate(classes)]
         self.patterns: list[Pattern] = []
         self._known: set[Pattern] = set()
+        self._kept: list[tuple[Pattern, int, float]] = []
         self._entries: tuple[list[int], list[int], list[float]] = ([], [], [])
         for pattern in known:
             self._add(pattern)
+
+    def keep(
+        self, held: Mapping[Pattern, int], counts: Sequence[int], wanted: Sequence[int], price_w: float
+    ) -> Counter[Pattern]:
+        """How many nodes of each pattern to leave as they are, if moving a member costs so many watts. `held` are the
+        patterns that nodes have now.
+        """
+        self._kept = [
+            (pattern, number, pattern.watts - price_w * pattern.counts.total())
+            for pattern, number in sorted(held.items())
+            if pattern.watts
+        ]
+        self.generate(np.array(counts), np.array(wanted), ROUNDS_TO_KEEP)
+        kept = Counter(
+            {pattern: int(level + 1e-6) for (pattern, _, _), level in zip(self._kept, self._levels_kept, strict=True)}
+        )
+        self._kept = []
+        return kept
 
     def generate(self, counts: Any, wanted: Any, rounds: int) -> Vector:
         """Solves, looks for better patterns, and solves again; how many nodes get each pattern."""
@@ -153,32 +175,57 @@ class _Master:
         demands, patterns = len(self.demands), len(self.patterns)
         rows, columns, values = self._entries
         missing = np.arange(demands)
+        kept_rows, kept_columns, kept_values = self._kept_entries(patterns + demands)
         matrix = coo_array(
             (
-                np.concatenate([values, -np.ones(demands)]),
-                (np.concatenate([rows, missing]), np.concatenate([columns, patterns + missing])),
+                np.concatenate([values, -np.ones(demands), kept_values]),
+                (
+                    np.concatenate([rows, missing, kept_rows]).astype(np.int64),
+                    np.concatenate([columns, patterns + missing, kept_columns]).astype(np.int64),
+                ),
             ),
-            shape=(demands + len(self.classes), patterns + demands),
+            shape=(demands + len(self.classes), patterns + demands + len(self._kept)),
         ).tocsr()
         cost = [pattern.watts for pattern in self.patterns]
         cost += [UNPLACED_W * max(1.0, demand.size) for demand in self.demands]
+        cost += [watts for _, _, watts in self._kept]
+        most = [np.inf] * (patterns + demands) + [number for _, number, _ in self._kept]
         result: Any = linprog(
-            cost, A_ub=matrix, b_ub=np.concatenate([-np.asarray(wanted, dtype=float), counts]), method="highs"
+            cost,
+            A_ub=matrix,
+            b_ub=np.concatenate([-np.asarray(wanted, dtype=float), counts]),
+            bounds=np.column_stack([np.zeros(len(most)), most]),
+            method="highs",
         )
+        self._levels_kept: list[float] = result.x[patterns + demands :].tolist()
         return result.x[:patterns], -result.ineqlin.marginals[:demands], float(result.fun)
+
+    def _kept_entries(self, first: int) -> tuple[list[int], list[int], list[float]]:
+        """The columns of what may be kept, the first of them with that number."""
+        rows: list[int] = []
+        columns: list[int] = []
+        values: list[float] = []
+        for column, (pattern, _, _) in enumerate(self._kept, start=first):
+            _enter(pattern, column, len(self.demands), rows, columns, values)
+        return rows, columns, values
 
     def _add(self, pattern: Pattern) -> bool:
         if pattern in self._known:
             return False
-        rows, columns, values = self._entries
-        column = len(self.patterns)
-        for t, count in pattern.counts.items():
-            rows.append(t)
-            columns.append(column)
-            values.append(-float(count))
-        rows.append(len(self.demands) + pattern.node)
-        columns.append(column)
-        values.append(1.0)
+        _enter(pattern, len(self.patterns), len(self.demands), *self._entries)
         self.patterns.append(pattern)
         self._known.add(pattern)
         return True
+
+
+def _enter(
+    pattern: Pattern, column: int, demands: int, rows: list[int], columns: list[int], values: list[float]
+) -> None:
+    """Adds the entries of a pattern's column."""
+    for t, count in pattern.counts.items():
+        rows.append(t)
+        columns.append(column)
+        values.append(-float(count))
+    rows.append(demands + pattern.node)
+    columns.append(column)
+    values.append(1.0)

@@ -23,27 +23,20 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from bench.packing import baselines, ours
-from bench.packing.bounds import bounds
-from bench.packing.drift import followed, joined
-from bench.packing.measure import LOADS, Figures, figures, mean, moves_figures
+from bench.packing.measure import LOADS, mean
 from bench.packing.plot import Point, frontier
-from bench.packing.problem import jobs_of, nodes_of, outlook_of
-from bench.packing.store import ROOT, Store
-from bench.packing.trace import Cluster, Ints, PodList, TraceError, asked_milli, read_nodes, read_pods, sequence
+from bench.packing.setting import FIRST_SEED, Setting, read_setting
+from bench.packing.store import ROOT
+from bench.packing.trace import TraceError
 from bench.record import keep, table
-from scheduler.codec import decode_problem, encode_problem
-from scheduler.demand import Outlook
-from scheduler.problem import Node, Problem
 
 FRONTIER = ROOT / "docs" / "images" / "packing.svg"
-FIRST_SEED = 42
 DEFAULT_LIST = "openb_pod_list_default"
 NEAR_ENOUGH = 0.5
 """Points of allocation that a reproduction may differ from what was published."""
@@ -61,133 +54,32 @@ MOVING = ("ours-0.1-moves", "ours-re-pack")
 
 MUST_AGREE = ("Random", "DotProd", "BestFit", "FGD")
 
-SIMULATOR = ("bench/packing/trace.py", "bench/packing/energy.py", "bench/packing/measure.py")
-BASELINES = (*SIMULATOR, "bench/packing/kernels.py", "bench/packing/baselines.py")
-BOUND = (*SIMULATOR, "bench/packing/bounds.py", "bench/packing/problem.py", "scheduler/fluid.py")
-PLANNER = (
-    "problem",
-    "demand",
-    "classes",
-    "fluid",
-    "booking",
-    "fleet",
-    "packing",
-    "moving",
-    "learning",
-    "patterns",
-    "whole",
-    "repack",
-    "solve",
-)
-OUTLOOK = tuple(f"scheduler/{name}.py" for name in ("demand", "classes", "fluid", "booking"))
-OURS = (
-    *SIMULATOR,
-    "bench/packing/problem.py",
-    "bench/packing/ours.py",
-    "bench/packing/ledger.py",
-    *(f"scheduler/{name}.py" for name in PLANNER),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A cluster, what arrives, and what the planner learned from the history of a list.
-
-    `first` and `then` are the list that arrives and, if it is not the only one, the one that follows halfway.
-    """
-
-    cluster: Cluster
-    history: PodList
-    first: PodList
-    then: PodList | None
-    store: Store
-
-    @cached_property
-    def pods(self) -> PodList:
-        return joined(self.first, self.then) if self.then else self.first
-
-    @property
-    def name(self) -> str:
-        learned = "" if self.history is self.first else f"-after-{self.history.name.split('_')[-1]}"
-        return self.pods.name + learned
-
-    def arrivals(self, seed: int) -> Ints:
-        """The types of the seed's arrivals."""
-        if self.then is None:
-            return sequence(self.first, self.cluster.gpu_milli, seed)
-        return followed(self.pods, self.first, self.then, self.cluster.gpu_milli, seed)
-
-    @cached_property
-    def nodes(self) -> tuple[Node, ...]:
-        return nodes_of(self.cluster)
-
-    @cached_property
-    def outlook(self) -> tuple[Outlook, ...]:
-        def learn() -> str:
-            found = outlook_of(self.cluster, self.nodes, self.history)
-            return encode_problem(Problem(nodes=(), jobs=(), outlook=found)).decode()
-
-        return decode_problem(self.store.text("outlook", OUTLOOK, learn).encode()).outlook
-
-    def bound(self, seed: int) -> Figures:
-        """The free bound of the seed's sequence."""
-        arrivals = self.arrivals(seed)
-        jobs = jobs_of(self.cluster, self.pods, arrivals)
-        return bounds(self.nodes, jobs, asked_milli(self.pods, arrivals), self.cluster.gpu_milli)
-
-    def baseline(self, policy: baselines.Policy, seed: int) -> Figures:
-        """A published policy on the seed's sequence."""
-        arrivals = self.arrivals(seed)
-        done = baselines.run(policy, self.cluster, self.pods, arrivals, seed)
-        return figures(asked_milli(self.pods, arrivals), done.nodes >= 0, done.watts, self.cluster.gpu_milli)
-
-    def ours(self, mode: str, seed: int) -> Figures:
-        """The planner on the seed's sequence, in one of its modes."""
-        arrivals = self.arrivals(seed)
-        asked = asked_milli(self.pods, arrivals)
-        done = ours.MODES[mode](self.nodes, jobs_of(self.cluster, self.pods, arrivals), self.outlook)
-        found = figures(asked, done.placed, done.watts, self.cluster.gpu_milli)
-        return found | moves_figures(asked, done.moves, self.cluster.gpu_milli)
-
 
 def main() -> int:
     options = _options()
     try:
         trace = options.trace or options.data / "openb" / f"{DEFAULT_LIST}.csv"
         nodes = options.nodes or options.data / "openb" / "openb_node_list_gpu_node.csv"
-        first = read_pods(trace)
-        lists = [path for path in (trace, nodes, options.history, options.then) if path]
-        setting = Setting(
-            store=Store(ROOT / "build" / "packing" / f"{'-'.join(path.stem for path in lists)}.jsonl", lists),
-            cluster=read_nodes(nodes),
-            history=read_pods(options.history) if options.history else first,
-            first=first,
-            then=read_pods(options.then) if options.then else None,
-        )
+        setting = read_setting(trace, nodes, options.history, options.then)
         published = _published(options.data / "fgd_expected" / "analysis_allo_discrete.csv", setting.pods.name)
     except TraceError as error:
         print(error, file=sys.stderr)
         return 2
     seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
 
-    def each(name: str, sources: tuple[str, ...], work: Callable[[int], Figures]) -> list[Mapping[str, float]]:
+    def each(name: str, work: Callable[[int], Mapping[str, float]]) -> list[Mapping[str, float]]:
         rows: list[Mapping[str, float]] = []
         for seed in seeds[: options.seeds_with_moves] if name in MOVING else seeds:
             begun = time.perf_counter()
-            rows.append(setting.store.get(name, seed, sources, lambda seed=seed: work(seed)))
+            rows.append(work(seed))
             print(f"{name}, seed {seed}: {time.perf_counter() - begun:.1f} s", file=sys.stderr, flush=True)
         return rows
 
-    bound = each("bound", BOUND, setting.bound)
+    bound = each("bound", setting.known_bound)
     results = {
-        policy.name: each(policy.name, BASELINES, lambda seed, policy=policy: setting.baseline(policy, seed))
-        for policy in baselines.POLICIES
-        if not options.only or policy.name in options.only
-    }
-    results |= {
-        mode: each(mode, OURS, lambda seed, mode=mode: setting.ours(mode, seed))
-        for mode in ours.MODES
-        if not options.only or mode in options.only
+        name: each(name, partial(setting.result, name))
+        for name in (*(policy.name for policy in baselines.POLICIES), *ours.MODES)
+        if not options.only or name in options.only
     }
 
     text = f"{_summary(setting, bound)}\n\n{table(_HEADER, [_row(n, r, bound, published) for n, r in results.items()])}"

@@ -20,12 +20,17 @@ from scheduler.solve import solve
 IMPROVE_EVERY = 20
 """Arrivals between two looks for moves that save power."""
 
-SPENT, SPENT_FULL = 0.42, 0.92
-"""Share of the budget so far that such moves may use, below and from `scheduler.moving.FULL`: the rest is kept for
-arrivals that find no room."""
+SPENT = 0.42
+"""Share of the budget so far that such moves may use."""
 
-RETRY = 100
-"""Arrivals after which the cluster is packed anew for one that finds no room, when the last time did not help."""
+ANEW_EVERY, SPENT_ANEW = 800, 0.6
+"""Arrivals between two looks for nodes that are better planned anew, and the share of the budget so far that all moves
+may use with those. From `scheduler.moving.FULL` on what is left is kept for arrivals that find no room.
+"""
+
+RETRY = 20
+"""Arrivals after which nodes are planned anew for one that finds no room, when the last time did not help; ten times as
+many where all nodes are."""
 
 CHECK_EVERY = 2500
 """Every so many arrivals the cluster is read afresh, `solve` plans the arrival, and the plan must be the same."""
@@ -83,15 +88,19 @@ class Planner:
         """Moves that save power, up to so many."""
         self.moves += book_moves(self.ledger, self.mover.improve(moves))
 
-    def solved(self, *jobs: Job, free_hand: bool = False) -> Plan:
-        """What `solve` plans for the jobs from one read of the cluster; it verifies its plan itself."""
+    def solved(self, *jobs: Job, moves: int = 0) -> Plan:
+        """What `solve` plans for the jobs from one read of the cluster, nodes planned anew if moves are allowed. It
+        verifies its plan itself.
+        """
         nodes, running = self.ledger.snapshot()
-        moves = len(running) if free_hand else 0
-        return solve(Problem(nodes=nodes, jobs=jobs, running=running, outlook=self.outlook, moves=moves))
+        anew = moves > 0
+        return solve(Problem(nodes=nodes, jobs=jobs, running=running, outlook=self.outlook, moves=moves, anew=anew))
 
-    def repack(self, *jobs: Job) -> bool:
-        """Packs the cluster anew, with these jobs if that makes room for them; whether all of them started."""
-        plan = self.solved(*jobs, free_hand=True)
+    def repack(self, *jobs: Job, moves: int) -> bool:
+        """Plans nodes anew, with these jobs if that makes room for them; whether all of them started."""
+        if moves < 1:
+            return False
+        plan = self.solved(*jobs, moves=moves)
         self.moves += book_moves(self.ledger, plan.moves)
         started = {placement.job: placement for placement in plan.placements}
         for job in jobs:
@@ -115,6 +124,7 @@ def fill(
     """
     planner = Planner(nodes, outlook)
     filled = Filled.of(len(jobs))
+    again = 0
     for number, job in enumerate(jobs):
         planner.learn(job)
         accrued = moves_per_arrival * (number + 1)
@@ -122,9 +132,14 @@ def fill(
         placed = planner.start(job, int(accrued) - planner.moves)
         if expected and (not placed or expected[0] != planner.ledger.running[job.id][1]):
             raise AssertionError(f"{job.id}: solve() places it at {expected[0]}, the running fleet does not")
-        if moves_per_arrival and number % IMPROVE_EVERY == IMPROVE_EVERY - 1:
-            share = SPENT_FULL if planner.packer.fleet.load() >= FULL else SPENT
-            planner.improve(int(share * accrued) - planner.moves)
+        if not placed and number >= again:
+            placed = planner.repack(job, moves=int(accrued) - planner.moves)
+            again = number if placed else number + RETRY
+        if planner.packer.fleet.load() < FULL:
+            if number % IMPROVE_EVERY == IMPROVE_EVERY - 1:
+                planner.improve(int(SPENT * accrued) - planner.moves)
+            if number % ANEW_EVERY == ANEW_EVERY - 1:
+                planner.repack(moves=int(SPENT_ANEW * accrued) - planner.moves)
         filled.note(number, placed, planner)
     return filled
 
@@ -143,10 +158,10 @@ def fill_and_repack(nodes: Sequence[Node], jobs: Sequence[Job], outlook: tuple[O
         planner.learn(job)
         placed = planner.start(job, 0)
         if not placed and number >= again:
-            placed = planner.repack(job)
-            again = number if placed else number + RETRY
+            placed = planner.repack(job, moves=len(jobs))
+            again = number if placed else number + 10 * RETRY
         if number in stops:
-            planner.repack()
+            planner.repack(moves=len(jobs))
         filled.note(number, placed, planner)
     return filled
 

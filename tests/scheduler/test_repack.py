@@ -126,9 +126,23 @@ def test_two_jobs_change_places_where_neither_could_move_alone(moves: int, move_
     """Crossed they draw 450 W, swapped 160 W."""
     now = after(FULL, CROSSED)
     running = tuple(replace(one, move_j=move_w * now.horizon_s) for one in now.running)
-    of = replace(now, moves=moves, running=running)
+    of = replace(now, moves=moves, anew=True, running=running)
     plan = solve(of)
     assert {move.job: move.members[0].node for move in plan.moves} == ({"j1": "b", "j2": "a"} if swapped else {})
+    assert verify(of, plan) == []
+
+
+@pytest.mark.parametrize(("moves", "swapped"), [(1, set[str]()), (2, {"j1", "j2"}), (4, {"j1", "j2", "j3", "j4"})])
+def test_a_budget_goes_where_a_move_saves_most(moves: int, swapped: set[str]) -> None:
+    """Two crossed pairs: the first would save 145 W a move, the second 25 W."""
+    machines = [*FULL.nodes, node("c", h100=1, power=QUIET), node("d", t4=1, power=QUIET)]
+    warm = job("j3", shape(1, kind="h100", active_w=170.0), shape(1, kind="t4", active_w=60.0), order=3)
+    cold = job("j4", shape(1, kind="h100", active_w=110.0), shape(1, kind="t4", active_w=50.0), order=4)
+    held = [*CROSSED, (warm, placement("j3", ("c", ["c-h100-0"])))]
+    held.append((cold, replace(placement("j4", ("d", ["d-t4-0"])), shape=1)))
+    of = replace(after(problem(machines, []), held), moves=moves, anew=True)
+    plan = solve(of)
+    assert {move.job for move in plan.moves} == swapped
     assert verify(of, plan) == []
 
 
@@ -138,7 +152,9 @@ def test_one_makes_room_for_another_that_makes_room_for_a_third() -> None:
     first = job("j1", shape(1, kind="h100"), shape(1, kind="t4"), order=1)
     second = job("j2", shape(1, kind="t4"), shape(1, kind="l4"), order=2)
     held = [(first, placement("j1", ("a", ["a-h100-0"]))), (second, placement("j2", ("b", ["b-t4-0"])))]
-    of = replace(after(problem(machines, []), held), jobs=(job("j9", shape(1, kind="h100"), order=9),), moves=2)
+    of = replace(
+        after(problem(machines, []), held), jobs=(job("j9", shape(1, kind="h100"), order=9),), moves=2, anew=True
+    )
     plan = solve(of)
     assert [placed.job for placed in plan.placements] == ["j9"]
     assert {move.job: move.members[0].node for move in plan.moves} == {"j1": "b", "j2": "c"}
@@ -156,7 +172,7 @@ def test_a_node_with_a_member_of_a_gang_stays_as_it_is() -> None:
     ]
     packer = Packer(after(of, held))
     residents = dict(packer.residents)
-    assert repack(packer, [], {}) == []
+    assert repack(packer, [], {}, 9) == []
     assert packer.residents == residents
 
 
@@ -167,16 +183,17 @@ def test_a_free_hand_stops_nothing_and_draws_no_more(of: Problem) -> None:
     jobs: dict[str, Job] = {one.id: one for one in half.jobs}
     held: list[tuple[Job, Placement]] = [(jobs[placed.job], placed) for placed in solve(half).placements]
     now = after(of, held)
-    alone = replace(now, jobs=(), moves=len(held))
+    alone = replace(now, jobs=(), moves=len(held), anew=True)
     plan = solve(alone)
     assert verify(alone, plan) == []
     packer = Packer(replace(now, jobs=()))
     before, free = dict(packer.residents), [list(left) for left in packer.fleet.free]
-    changed = repack(packer, [], dict.fromkeys(before, 1e9))
+    changed = repack(packer, [], dict.fromkeys(before, 1e9), len(before))
     assert changed == []
     assert packer.residents == before
     assert packer.fleet.free == free
-    queue = replace(now, jobs=(*of.jobs[1::2], job("j98", without_devices(1), order=98)), moves=len(held))
-    plan = solve(queue)
-    assert verify(queue, plan) == []
-    assert len(plan.moves) <= len(held)
+    for moves in (1, len(held)):
+        queue = replace(now, jobs=(*of.jobs[1::2], job("j98", without_devices(1), order=98)), moves=moves, anew=True)
+        plan = solve(queue)
+        assert verify(queue, plan) == []
+        assert len(plan.moves) <= moves
