@@ -88,7 +88,7 @@ Choices = Mapping[int, Choice]
 
 def find_candidates(problem: Problem) -> Candidates:
     """The line of possible jobs with every way each could start on what is free now."""
-    sites = _sites(problem)
+    sites = sites_of(problem)
     staked = stakes(problem)
     line = sorted((job for job in problem.jobs if job.id in staked), key=lambda job: (-job.priority, job.order, job.id))
     ranks = {priority: rank for rank, priority in enumerate(tiers(line))}
@@ -271,7 +271,8 @@ def _pool(candidates: Candidates, line: Sequence[Candidate], sites: Sequence[int
     )
 
 
-def _sites(problem: Problem) -> tuple[Site, ...]:
+def sites_of(problem: Problem) -> tuple[Site, ...]:
+    """The nodes that take work, by id."""
     groups: dict[object, int] = {}
     sites: list[Site] = []
     for node in sorted(problem.nodes, key=lambda node: node.id):

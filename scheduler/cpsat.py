@@ -1,4 +1,4 @@
-"""Exact packing of gangs onto nodes by CP-SAT. The only file that imports ortools.
+"""Exact packing of gangs onto nodes by CP-SAT. Only this file and `scheduler.exact` import ortools.
 
 Two models over the same variables: `least_waiting` starts as much weight of one tier as possible, `least_charge` then
 finds the cheapest plan among those. What holds for every plan: a job starts at most once, a gang's members sit on

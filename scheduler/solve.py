@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from scheduler.candidates import Candidates, Choices, find_candidates, pools, to_placements
+from scheduler.exact import best_start
 from scheduler.feasibility import free_devices, survey, why_impossible, why_not_now
 from scheduler.first_fit import first_fit
 from scheduler.greedy import complete
@@ -37,7 +38,7 @@ def solve(problem: Problem, budget: Budget = DEFAULT_BUDGET) -> Plan:
     """
     validate(problem)
     if packs(problem):
-        return solve_by_packing(problem)
+        return _improved(problem, solve_by_packing(problem), budget)
 
     # 1. Who could start where, and the greedy answer to it.
     candidates = find_candidates(problem)
@@ -136,6 +137,27 @@ def _line(problem: Problem) -> list[Job]:
 def _bars_w(problem: Problem) -> dict[str, float]:
     """What moving each job that runs must save, in W."""
     return {one.job.id: one.move_j / problem.horizon_s for one in problem.running}
+
+
+def _improved(problem: Problem, packed: Plan, budget: Budget) -> Plan:
+    """The packed plan, or a better one of this moment where the problem is small enough to be sure of it.
+
+    With an outlook or moves a plan is to be good for what is still to come, which no exact model here knows of.
+    """
+    if problem.outlook or problem.moves:
+        return packed
+    found = best_start(problem, packed.placements, budget)
+    if found is None:
+        return packed
+    better = _rank(problem, found.placements) < _rank(problem, packed.placements)
+    plan = _plan(
+        problem,
+        found.placements if better else packed.placements,
+        max(packed.bound_j, found.bound_j),
+        "cpsat" if better else packed.method,
+        "optimal" if found.optimal else "watchdog" if found.stopped else packed.status,
+    )
+    return packed if verify(problem, plan) else plan
 
 
 def _note(moved: Sequence[Placement], placements: dict[str, Placement], moves: dict[str, Placement]) -> None:

@@ -1,0 +1,285 @@
+"""Exact plans of small problems with shares of devices and jobs without devices, by CP-SAT.
+
+One model with a variable for each device that a member could get: it grows with jobs * devices, so `best_start`
+declines what is larger than `MAX_PLACES`. First as little as possible waits, tier by tier, then the cost is least; both
+as `scheduler.objective` defines them. Every search starts from a plan that is known.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ortools.sat.python import cp_model
+
+from scheduler.candidates import Site, sites_of
+from scheduler.cpsat import UNITS
+from scheduler.feasibility import can_contain
+from scheduler.objective import evaluate, stakes, tiers, waiting
+from scheduler.plan import MemberPlacement, Placement
+from scheduler.problem import WHOLE_DEVICE, Budget, Problem, Shape
+
+MAX_PLACES = 1_500
+"""Pairs of member and device (or node, for members without devices) in one model, at most."""
+
+LEAST_EFFORT = 1e-6
+"""Deterministic time of a search for which nothing is left: enough for what presolve settles."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Which jobs start, and a lower bound of the objective of all plans that respect precedence, in J.
+
+    `optimal` tells that these placements reach it. `stopped` tells that the watchdog ended a search.
+    """
+
+    placements: tuple[Placement, ...]
+    bound_j: float
+    optimal: bool
+    stopped: bool
+
+
+def best_start(problem: Problem, known: Sequence[Placement], budget: Budget) -> Start | None:
+    """The best placements found from the `known` ones on; None if the problem is too large for it, or if the budget
+    did not suffice for any.
+
+    Without a proof that as little as possible waits there is no bound: it is minus infinity then.
+    """
+    model = _Model(problem)
+    if model.places > MAX_PLACES:
+        return None
+    search = _Search(model, budget, known)
+    for tier in range(len(model.tiers)):
+        if not search.least(model.waiting(tier)):
+            return None
+        model.model.add(model.waiting(tier) <= waiting(problem, search.best)[tier])
+    settled = search.proven
+    if not search.least(model.cost()):
+        return None
+    return Start(
+        placements=tuple(search.best),
+        bound_j=model.bound_j(search.bound) if settled else -math.inf,
+        optimal=search.proven,
+        stopped=search.stopped,
+    )
+
+
+class _Search:
+    """One minimum after the other, each from the `best` placements so far, within one budget.
+
+    `proven` tells that all of them were proven, `bound` is the solver's of the last, `stopped` that the watchdog ended
+    one.
+    """
+
+    def __init__(self, model: "_Model", budget: Budget, known: Sequence[Placement]) -> None:
+        self.best, self.proven, self.bound, self.stopped = known, True, -math.inf, False
+        self._model = model
+        self._left = budget.deterministic_s
+        self._solver = cp_model.CpSolver()
+        self._solver.parameters.max_time_in_seconds = budget.watchdog_s
+        self._solver.parameters.random_seed = budget.seed
+        self._solver.parameters.num_workers = 1
+
+    def least(self, objective: cp_model.LinearExprT) -> bool:
+        """Finds placements of the least objective, or of less; False if there was no time to find any."""
+        self._model.model.minimize(objective)
+        self._model.hint(self.best)
+        self._solver.parameters.max_deterministic_time = max(LEAST_EFFORT, self._left)
+        status = self._solver.solve(self._model.model)
+        self._left -= self._solver.deterministic_time
+        self.proven &= status == cp_model.OPTIMAL
+        self.stopped |= status != cp_model.OPTIMAL and self._left > 0
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return False
+        self.best, self.bound = self._model.chosen(self._solver), self._solver.best_objective_bound
+        return True
+
+
+class _Model:
+    """Variables, rows and prices. `starts[j, s]`: job j starts in shape s. `members[j, s, n]`: a member is on site n.
+    `takes[j, s, n, d]`: it gets the device of index d there.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.model = cp_model.CpModel()
+        self.sites = sites_of(problem)
+        self.staked = stakes(problem)
+        self.line = sorted(
+            (job for job in problem.jobs if job.id in self.staked), key=lambda job: (-job.priority, job.order, job.id)
+        )
+        self.tiers = tiers(self.line)
+        self.starts: dict[tuple[int, int], cp_model.IntVar] = {}
+        self.members: dict[tuple[int, int, int], cp_model.IntVar] = {}
+        self.takes: dict[tuple[int, int, int, int], cp_model.IntVar] = {}
+        self.prices: list[tuple[float, cp_model.IntVar]] = []
+        before: dict[object, cp_model.LinearExprT] = {}
+        for number, job in enumerate(self.line):
+            starts = [self._shape(number, shape, job.shapes[shape]) for shape in self.staked[job.id].shapes]
+            self.model.add_at_most_one(starts)
+            alike = (job.priority, job.shapes, job.wait_w)
+            if alike in before:  # of jobs that differ only in their place in line the first starts
+                self.model.add(sum(starts) <= before[alike])
+            before[alike] = sum(starts)
+        for number, site in enumerate(self.sites):
+            self._site(number, site)
+        for (number, shape), start in self.starts.items():
+            stake = self.staked[self.line[number].id]
+            extra_j = problem.pue * (self.line[number].shapes[shape].work_j - stake.deferred_j)
+            self.prices.append((extra_j - stake.wait_j, start))
+        largest = max((abs(joules) for joules, _ in self.prices), default=0.0)
+        self._unit = largest / UNITS if largest else 1.0
+
+    @property
+    def places(self) -> int:
+        """The size of the model."""
+        return len(self.takes) + len(self.members)
+
+    def cost(self) -> cp_model.LinearExprT:
+        """What starting costs beyond a plan that starts nothing, in `UNITS` of the largest price."""
+        return sum(int(joules // self._unit) * variable for joules, variable in self.prices)
+
+    def bound_j(self, solvers: float) -> float:
+        """The solver's bound of the cost in J."""
+        return evaluate(self.problem, ()).total_j + solvers * self._unit
+
+    def chosen(self, solver: cp_model.CpSolver) -> list[Placement]:
+        """The placements of the solution that the solver holds, in line order."""
+        placements: list[Placement] = []
+        for (number, shape), start in self.starts.items():
+            if solver.boolean_value(start):
+                members = [
+                    MemberPlacement(node=self.sites[site].node.id, devices=self._devices(solver, number, shape, site))
+                    for (j, s, site), member in self.members.items()
+                    if (j, s) == (number, shape) and solver.boolean_value(member)
+                ]
+                placements.append(Placement(job=self.line[number].id, shape=shape, members=tuple(members)))
+        return placements
+
+    def _devices(self, solver: cp_model.CpSolver, number: int, shape: int, site: int) -> tuple[str, ...]:
+        devices = self.sites[site].node.devices
+        return tuple(
+            devices[index].id
+            for (j, s, n, index), takes in self.takes.items()
+            if (j, s, n) == (number, shape, site) and solver.boolean_value(takes)
+        )
+
+    def _shape(self, number: int, index: int, shape: Shape) -> cp_model.IntVar:
+        start = self.model.new_bool_var("")
+        members: list[cp_model.IntVar] = []
+        for n, site in enumerate(self.sites):
+            able = _able(site, shape)
+            if able is None:
+                continue
+            member = self.model.new_bool_var("")
+            takes = {device: self.model.new_bool_var("") for device in able}
+            if shape.devices:
+                self.model.add(sum(takes.values()) == shape.devices * member)
+            self.members[number, index, n] = member
+            self.takes |= {(number, index, n, device): variable for device, variable in takes.items()}
+            members.append(member)
+        self.model.add(sum(members) == shape.members * start)
+        self.starts[number, index] = start
+        return start
+
+    def _site(self, number: int, site: Site) -> None:
+        there = [(self.line[j].shapes[s], member) for (j, s, n), member in self.members.items() if n == number]
+        if not there:
+            return
+        self._at_most([(shape.millicores, member) for shape, member in there], site.node.free_millicores)
+        self._at_most([(shape.memory_bytes, member) for shape, member in there], site.node.free_memory_bytes)
+        by_device: dict[int, list[tuple[Shape, cp_model.IntVar]]] = defaultdict(list)
+        for (j, s, n, device), takes in self.takes.items():
+            if n == number:
+                by_device[device].append((self.line[j].shapes[s], takes))
+        for device, users in by_device.items():
+            free = site.node.devices[device].free
+            self.model.add(sum(shape.share * takes for shape, takes in users) <= free)
+            if free == WHOLE_DEVICE:
+                woken = [(shape.active_w * shape.run_s, takes) for shape, takes in users if shape.shared]
+                self._ladder(woken, 0.0, self.problem.pue)
+        if site.charged:
+            ends = [(min(shape.run_s, self.problem.horizon_s), member) for shape, member in there]
+            self._ladder(ends, site.end_s, site.rate_w, site.boot_j)
+        self._sockets(site, there)
+
+    def _at_most(self, needs: Sequence[tuple[int, cp_model.IntVar]], free: int) -> None:
+        if sum(need for need, _ in needs) > free:
+            divisor = math.gcd(*(need for need, _ in needs))
+            self.model.add(sum(need // divisor * member for need, member in needs) <= free // divisor)
+
+    def _ladder(
+        self, users: Sequence[tuple[float, cp_model.IntVar]], begins: float, price_j: float, once_j: float = 0.0
+    ) -> list[tuple[float, cp_model.IntVar]]:
+        """Charges `price_j` for each unit of the largest value in use beyond `begins`, and `once_j` if any is in use.
+
+        Returns:
+            Each step's height, and whether it is climbed.
+        """
+        steps: list[tuple[float, cp_model.IntVar]] = []
+        before = begins
+        for value in sorted({max(begins, value) for value, _ in users}):
+            climbed = self.model.new_bool_var("")
+            for reached, user in users:
+                if max(begins, reached) >= value:
+                    self.model.add_implication(user, climbed)
+            self.prices.append((price_j * (value - before) + (0.0 if steps else once_j), climbed))
+            steps.append((value - before, climbed))
+            before = value
+        return steps
+
+    def _sockets(self, site: Site, there: Sequence[tuple[Shape, cp_model.IntVar]]) -> None:
+        """Charges the sockets that wake up for as long as the longest run placed there."""
+        node, width = site.node, site.node.power.socket_millicores
+        if not width or not node.power.socket_w:
+            return
+        busy = node.cpu_millicores - node.free_millicores
+        awake = -(-busy // width)
+        most = -(-node.cpu_millicores // width) - awake
+        woken = self.model.new_int_var(0, most, "")
+        used = sum(shape.millicores * member for shape, member in there)
+        self.model.add(width * woken >= used + busy - width * awake)
+        for seconds, running in self._ladder([(shape.run_s, member) for shape, member in there], 0.0, 0.0):
+            charged = self.model.new_int_var(0, most, "")
+            self.model.add(charged >= woken - most * (1 - running))
+            self.prices.append((self.problem.pue * node.power.socket_w * seconds, charged))
+
+    def waiting(self, tier: int) -> cp_model.LinearExprT:
+        """Waiting of a tier, in thousandths of W * devices."""
+        total, terms = 0, list[cp_model.LinearExprT]()
+        for number, job in enumerate(self.line):
+            if job.priority == self.tiers[tier]:
+                weight = self.staked[job.id].weight
+                total += weight
+                terms += [-weight * start for (j, _), start in self.starts.items() if j == number]
+        return sum(terms) + total
+
+    def hint(self, known: Sequence[Placement]) -> None:
+        self.model.clear_hints()
+        shapes = {placement.job: placement.shape for placement in known}
+        on = {(placement.job, member.node) for placement in known for member in placement.members}
+        held = {(placement.job, device) for placement in known for m in placement.members for device in m.devices}
+        for (number, shape), start in self.starts.items():
+            self.model.add_hint(start, shapes.get(self.line[number].id) == shape)
+        for (number, shape, n), member in self.members.items():
+            job = self.line[number].id
+            self.model.add_hint(member, shapes.get(job) == shape and (job, self.sites[n].node.id) in on)
+        for (number, shape, n, device), takes in self.takes.items():
+            job = self.line[number].id
+            there = (job, self.sites[n].node.devices[device].id) in held
+            self.model.add_hint(takes, shapes.get(job) == shape and there)
+
+
+def _able(site: Site, shape: Shape) -> list[int] | None:
+    """Indices of the devices of a site that a member could get; None if it cannot be there."""
+    node = site.node
+    able = [
+        index
+        for index, device in enumerate(node.devices)
+        if shape.devices
+        and device.kind == shape.kind
+        and device.free >= shape.share
+        and (not shape.shared or device.isolation >= shape.isolation)
+    ]
+    fits = node.free_millicores >= shape.millicores and node.free_memory_bytes >= shape.memory_bytes
+    return able if fits and len(able) >= shape.devices and can_contain(node, shape) else None
