@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import os
-import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -18,11 +17,9 @@ from service import migrate
 from service.db import connect
 from service.postgres import DATABASE, EmbeddedPostgres
 from tests import podman
+from tests.folders import memory, short_folder
 
 _numbers = itertools.count()
-
-MEMORY_BYTES = 1 << 30
-"""What the database of one process of tests may take."""
 
 settings.register_profile("no-timing", deadline=None)  # how long an example takes says more about the machine
 settings.load_profile("no-timing")
@@ -35,31 +32,16 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 @pytest.fixture(scope="session")
 def short_dir() -> Iterator[Path]:
     """A folder with a short path that PostgreSQL's user can reach, as pytest's own are not when root runs the tests."""
-    with _short_folder() as folder:
+    with short_folder("ergon-test-") as folder:
         yield folder
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """One server for all tests of this process; its own database has the schema, and others are copied from it."""
-    with _short_folder(_memory()) as folder, EmbeddedPostgres(folder / "db", durable=False) as server:
+    with short_folder("ergon-test-", memory()) as folder, EmbeddedPostgres(folder / "db", durable=False) as server:
         migrate.upgrade(server.url)
         yield server
-
-
-@contextlib.contextmanager
-def _short_folder(where: str | None = None) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ergon-test-", dir=where) as name:
-        path = Path(name)
-        path.chmod(0o711)
-        yield path
-
-
-def _memory() -> str | None:
-    """A folder in memory, where a database is copied four times as fast as on a disk; None where there is no room."""
-    folder = Path("/dev/shm")
-    roomy = folder.is_dir() and os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > MEMORY_BYTES
-    return str(folder) if roomy else None
 
 
 @pytest.fixture

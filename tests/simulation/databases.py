@@ -2,26 +2,22 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import psycopg
 from sqlalchemy import Engine, create_engine
 
 from service import migrate
 from service.postgres import DATABASE, EmbeddedPostgres
+from tests.folders import memory, short_folder
 
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
     """The address of a PostgreSQL whose own database has the schema."""
-    with tempfile.TemporaryDirectory(prefix="ergon-sim-") as name:
-        path = Path(name)
-        path.chmod(0o711)
-        with EmbeddedPostgres(path / "db", durable=False) as postgres:
-            migrate.upgrade(postgres.url)
-            yield postgres.url
+    with short_folder("ergon-sim-", memory()) as folder, EmbeddedPostgres(folder / "db", durable=False) as postgres:
+        migrate.upgrade(postgres.url)
+        yield postgres.url
 
 
 @contextlib.contextmanager
