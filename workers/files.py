@@ -21,18 +21,10 @@ def write_record(path: str, value: dict, *, durable: bool = True) -> None:
     Raises:
         OSError: it cannot be written. Of a full disk only where no room was set aside and `path` is new.
     """
-    draft = f"{path}.{os.getpid()}.draft"
-    try:
-        _write(draft, value, durable=durable)
-    except OSError as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        if error.errno not in FULL or len(json.dumps(value)) > RECORD_BYTES:
-            raise
-        if not _take_spare(path, draft):
-            draft = path
-        _fill(draft, value, durable=durable)
-    if draft != path:
+    draft = _draft(path, value, durable=durable)
+    if draft is None:
+        _fill(path, value, durable=durable)
+    else:
         os.replace(draft, path)
     if durable:
         sync(os.path.dirname(path))
@@ -54,9 +46,16 @@ def set_aside(folder: str, records: int) -> None:
 
 
 def create_record(path: str, value: dict) -> bool:
-    """Write `path` unless it exists. Of several that try, exactly one is told True. A boot may undo it."""
-    draft = f"{path}.{os.getpid()}.draft"
-    _write(draft, value, durable=False)
+    """Write `path` unless it exists. Of several that try, exactly one is told True. A boot may undo it.
+
+    Raises:
+        OSError: it cannot be written. Of a full disk only where no room was set aside.
+    """
+    draft = _draft(path, value, durable=False)
+    if draft is None:
+        if os.path.exists(path):
+            return False
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     try:
         os.link(draft, path)
     except FileExistsError:
@@ -92,6 +91,22 @@ def ring(bell: str) -> None:
             os.write(fifo, b"!")
         finally:
             os.close(fifo)
+
+
+def _draft(path: str, value: dict, *, durable: bool) -> str | None:
+    """A file beside `path` with the value in it, on a full disk in room that was set aside; None if none is left."""
+    draft = f"{path}.{os.getpid()}.draft"
+    try:
+        _write(draft, value, durable=durable)
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        if error.errno not in FULL or len(json.dumps(value)) > RECORD_BYTES:
+            raise
+        if not _take_spare(path, draft):
+            return None
+        _fill(draft, value, durable=durable)
+    return draft
 
 
 def _take_spare(path: str, draft: str) -> bool:

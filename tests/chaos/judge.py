@@ -123,7 +123,7 @@ def _wrong_output(tx: Connection) -> Iterator[str]:
 
 
 def _figures(tx: Connection, history: Sequence[Line], ranks: Sequence[Line]) -> Iterator[str]:
-    faults = [line for line in history if line["who"] == "nemesis" and line["verb"] != "undo"]
+    faults = [line for line in history if line["who"] == "nemesis" and "hit" in line]
     found, again = _times(tx, faults, ranks)
     yield "| Fault | Times | hit starting | hit running | hit committing | noticed p50, p95 s | runs again p50, p95 s |"
     yield "|---|---|---|---|---|---|---|"

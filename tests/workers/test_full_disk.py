@@ -7,6 +7,7 @@ import pytest
 from protocol.states import AttemptState, EndReason
 from tests.tmpfs import needs_root, small_disk
 from tests.workers import builders
+from workers import files
 
 pytestmark = pytest.mark.system
 
@@ -46,3 +47,15 @@ def test_a_full_disk_costs_output_and_neither_the_job_nor_the_agent(service, age
         assert service.text(A3) == "whole\n"
         assert one.terminate()[0] == 0
         one.close()
+
+
+@needs_root
+def test_a_claim_is_taken_once_on_a_full_disk_too():
+    with small_disk(1) as disk:
+        files.set_aside(str(disk.folder), 1)
+        disk.fill()
+        claim = str(disk.folder / "claim.json")
+        assert [files.create_record(claim, {"pid": pid}) for pid in (1, 2)] == [True, False]
+        assert files.read_record(claim) == {"pid": 1}
+        with pytest.raises(OSError, match="No space"):
+            files.create_record(str(disk.folder / "other.json"), {})
