@@ -48,8 +48,8 @@ def repack(packer: Packer, waiting: Sequence[Job], bars: Mapping[str, float], mo
             break
         if saved_w > best_saved_w + NOTHING_W:
             best, best_saved_w = after, saved_w
-        if len(after) > len(before):
-            break  # those that waited start: a lower price would only move more
+        if waiting:
+            break  # a lower price would move more, and make no more room
     _restore(packer, best)
     return [packer.placement_of(one) for name, one in best.items() if one != before.get(name)]
 

@@ -28,9 +28,9 @@ ANEW_EVERY, SPENT_ANEW = 800, 0.6
 may use with those. From `scheduler.moving.FULL` on what is left is kept for arrivals that find no room.
 """
 
-RETRY = 20
-"""Arrivals after which nodes are planned anew for one that finds no room, when the last time did not help; ten times as
-many where all nodes are."""
+RETRY = 25
+"""Arrivals after which nodes are planned anew for another one that finds no room, when the last time did not help;
+twice as many each time that it does not help again."""
 
 CHECK_EVERY = 2500
 """Every so many arrivals the cluster is read afresh, `solve` plans the arrival, and the plan must be the same."""
@@ -65,6 +65,7 @@ class Planner:
         self.ledger = Ledger(nodes)
         self.outlook = outlook
         self.moves = 0
+        self._tries_from, self._pause = 0, RETRY
         self.expectation = Expectation(outlook[0]) if outlook else None
         self._read()
 
@@ -109,6 +110,15 @@ class Planner:
         self._read()
         return len(started) == len(jobs)
 
+    def make_room(self, number: int, job: Job, moves: int) -> bool:
+        """Plans nodes anew for an arrival, if that is not hopeless after the last time; whether it started."""
+        if number < self._tries_from or moves < 1:
+            return False
+        started = self.repack(job, moves=moves)
+        self._pause = RETRY if started else 2 * self._pause
+        self._tries_from = number if started else number + self._pause
+        return started
+
     def _read(self) -> None:
         nodes, running = self.ledger.snapshot()
         self.packer = Packer(Problem(nodes=nodes, jobs=(), running=running, outlook=self.outlook))
@@ -124,7 +134,6 @@ def fill(
     """
     planner = Planner(nodes, outlook)
     filled = Filled.of(len(jobs))
-    again = 0
     for number, job in enumerate(jobs):
         planner.learn(job)
         accrued = moves_per_arrival * (number + 1)
@@ -132,9 +141,7 @@ def fill(
         placed = planner.start(job, int(accrued) - planner.moves)
         if expected and (not placed or expected[0] != planner.ledger.running[job.id][1]):
             raise AssertionError(f"{job.id}: solve() places it at {expected[0]}, the running fleet does not")
-        if not placed and number >= again:
-            placed = planner.repack(job, moves=int(accrued) - planner.moves)
-            again = number if placed else number + RETRY
+        placed = placed or planner.make_room(number, job, int(accrued) - planner.moves)
         if planner.packer.fleet.load() < FULL:
             if number % IMPROVE_EVERY == IMPROVE_EVERY - 1:
                 planner.improve(int(SPENT * accrued) - planner.moves)
@@ -153,13 +160,9 @@ def fill_and_repack(nodes: Sequence[Node], jobs: Sequence[Job], outlook: tuple[O
     sizes = np.array([job.shapes[0].devices * job.shapes[0].share for job in jobs])
     capacity = sum(len(node.devices) for node in nodes) * WHOLE_DEVICE
     stops = set((np.searchsorted(np.cumsum(sizes), np.array(LOADS) / 100 * capacity, side="right") - 1).tolist())
-    again = 0
     for number, job in enumerate(jobs):
         planner.learn(job)
-        placed = planner.start(job, 0)
-        if not placed and number >= again:
-            placed = planner.repack(job, moves=len(jobs))
-            again = number if placed else number + 10 * RETRY
+        placed = planner.start(job, 0) or planner.make_room(number, job, len(jobs))
         if number in stops:
             planner.repack(moves=len(jobs))
         filled.note(number, placed, planner)
