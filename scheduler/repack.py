@@ -44,12 +44,12 @@ def repack(packer: Packer, waiting: Sequence[Job], bars: Mapping[str, float], mo
         saved_w = _tried(packer, _Plan(situation, nodes, known), waiting, bars)
         after = dict(packer.residents)
         _restore(packer, before)
-        if saved_w is None or sum(name in before and one != before[name] for name, one in after.items()) > moves:
+        if sum(name in before and one != before[name] for name, one in after.items()) > moves:
             break
-        if saved_w > best_saved_w + NOTHING_W:
+        if saved_w is not None and saved_w > best_saved_w + NOTHING_W:
             best, best_saved_w = after, saved_w
-        if waiting:
-            break  # a lower price would move more, and make no more room
+        if len(best) > len(before):
+            break  # those that waited start: a lower price would only move more
     _restore(packer, best)
     return [packer.placement_of(one) for name, one in best.items() if one != before.get(name)]
 
