@@ -1,15 +1,20 @@
-"""Checkpoints that nodes without a shared folder keep with the service: what a rank wrote, file by file."""
+"""Checkpoints that nodes without a shared folder keep with the service: what a rank wrote, file by file.
+
+And whose folders may go where nodes share one.
+"""
 
 from typing import Annotated
 
 from pydantic import Field, StringConstraints, field_validator
 
-from protocol.base import Count, Index, Message, View
+from protocol.base import Count, Index, Message, Name, View
 from protocol.jobs import Digest
 
 MAX_FILES = 10_000
 """Files of one rank in one checkpoint."""
 MAX_PATH = 1_024
+MAX_FOLDERS = 1_000
+"""Folders that an agent asks about at a time."""
 
 FilePath = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", min_length=1, max_length=MAX_PATH)]
 
@@ -53,3 +58,18 @@ class StoredCheckpoint(View):
     """A complete checkpoint that the service holds, by rank."""
 
     parts: list[StoredPart]
+
+
+class KeptFolders(Message):
+    """An agent has found these folders of jobs among the checkpoints that all nodes share."""
+
+    jobs: list[Name] = Field(max_length=MAX_FOLDERS)
+
+
+class ExpiredFolders(View):
+    """Those that nobody needs any more."""
+
+    jobs: list[str] = Field(
+        description="Jobs that ended more than `ERGON_KEEP_OUTPUT_DAYS` ago and hold nothing; one that the service "
+        "does not know is not among them."
+    )

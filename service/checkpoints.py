@@ -3,13 +3,20 @@
 A checkpoint counts once every file of every rank has arrived: only then the job's `latest` moves. Two are kept.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
 
 from archives.limits import show_bytes
-from protocol.checkpoints import CheckpointFile, CheckpointPart, PartAnswer, StoredCheckpoint, StoredPart
+from protocol.checkpoints import (
+    CheckpointFile,
+    CheckpointPart,
+    ExpiredFolders,
+    PartAnswer,
+    StoredCheckpoint,
+    StoredPart,
+)
 from protocol.jobs import JobSpec
 from service.archives import Stored
 from service.db import Record
@@ -122,6 +129,14 @@ def find_file(tx: Connection, node_id: str, *, attempt_id: str, digest: str) -> 
     if found is None:
         raise UnknownCheckpoint(f"no checkpoint of job {held.job_id} has a file {digest}, or it is gone")
     return Stored(digest=found.digest, size=found.size, blob=found.blob)
+
+
+def expired_folders(tx: Connection, job_ids: list[str], *, keep_days: float, now: datetime) -> ExpiredFolders:
+    """Whose checkpoints in a shared folder may be deleted, of these jobs.
+
+    A job that is not known may be another service's, or one that this database forgot when it was restored.
+    """
+    return ExpiredFolders(jobs=list(store.ended_before(tx, job_ids, now - timedelta(days=keep_days))))
 
 
 def _held(tx: Connection, node_id: str, attempt_id: str) -> Record:

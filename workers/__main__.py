@@ -24,6 +24,7 @@ from workers.cgroups import Groups, NoGroups, find_groups
 from workers.checkpoints import Checkpoints
 from workers.containers import find_runtime
 from workers.exchange import EXIT_REFUSED, Doorbell, Exchange, Refused
+from workers.expiry import Expiry
 from workers.health import Health
 from workers.inventory import containment_of, parse_slots, take_inventory
 from workers.journal import Journal, StateFolderTaken
@@ -184,6 +185,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         outputs=Outputs(transfer, bell.ring, chance),
         credentials=credentials,
         checkpoints=Checkpoints(bell.ring) if settings.checkpoints else Uploads(transfer, bell.ring, chance),
+        expiry=Expiry(settings.checkpoints, transfer, chance) if settings.checkpoints else None,
         now_s=_boottime_s,
         chance=chance,
         health=Health(

@@ -19,6 +19,7 @@ from protocol.version import PROTOCOL_VERSION
 from workers.bell import Bell
 from workers.checkpoints import Checkpoints
 from workers.exchange import EXIT_REFUSED, EXIT_REPLACED, Backoff, Doorbell, Exchange, Forgotten, Refused, Unavailable
+from workers.expiry import Expiry
 from workers.health import Health
 from workers.inventory import offers_whole_machine
 from workers.journal import Journal
@@ -95,6 +96,7 @@ class Agent:
         chance: random.Random,
         health: Health | None = None,
         checkpoints: Checkpoints | None = None,
+        expiry: Expiry | None = None,
     ) -> None:
         """Everything it does to the machine and hears of the service, it does and hears through its arguments.
 
@@ -104,6 +106,7 @@ class Agent:
             now_s: CLOCK_BOOTTIME in s.
             health: looks after the devices, if anybody does.
             checkpoints: looks after what ranks save, if anybody does.
+            expiry: deletes what old jobs have saved, where nodes share a folder.
         """
         self._settings = settings
         self._report = report
@@ -114,6 +117,7 @@ class Agent:
         self._runs = runs
         self._outputs = outputs
         self._checkpoints = checkpoints
+        self._expiry = expiry
         self._health = health
         self._told_unfit: Mapping[str, str] = {}
         self._credentials = credentials
@@ -161,6 +165,8 @@ class Agent:
         self._outputs.start()
         if self._checkpoints:
             self._checkpoints.start()
+        if self._expiry:
+            self._expiry.start()
         on_ready(self._settings.name)
         while True:
             self._hear()

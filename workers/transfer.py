@@ -10,7 +10,7 @@ from typing import BinaryIO
 import httpx
 from pydantic import ValidationError
 
-from protocol.checkpoints import CheckpointPart, PartAnswer, StoredCheckpoint
+from protocol.checkpoints import CheckpointPart, ExpiredFolders, KeptFolders, PartAnswer, StoredCheckpoint
 from protocol.errors import ErrorBody
 from workers.exchange import AnyView, is_loopback
 
@@ -112,6 +112,11 @@ class Transfer:
     def stored_checkpoint(self, attempt: str, epoch: int, step: int) -> StoredCheckpoint:
         """The files of a checkpoint of the attempt's job. Raises TransferRefused, TransferFailed."""
         return self._ask("GET", f"/v1/agent/attempts/{attempt}/checkpoints/{epoch}/{step}", StoredCheckpoint)
+
+    def expired_folders(self, jobs: list[str]) -> list[str]:
+        """Whose folders of checkpoints may be deleted, of these jobs. Raises TransferRefused, TransferFailed."""
+        content, headers = KeptFolders(jobs=jobs).model_dump_json(), {"Content-Type": "application/json"}
+        return self._ask("POST", "/v1/agent/checkpoint-folders", ExpiredFolders, content=content, headers=headers).jobs
 
     def _ask(
         self,

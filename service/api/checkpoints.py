@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from sqlalchemy import Connection
 
-from protocol.checkpoints import CheckpointPart, PartAnswer, StoredCheckpoint
+from protocol.checkpoints import CheckpointPart, ExpiredFolders, KeptFolders, PartAnswer, StoredCheckpoint
 from service import checkpoints
 from service.api.archives import AttemptId, Digest, receive
 from service.api.deps import BlobsDep, NodeDep, PartsDep
@@ -15,7 +15,7 @@ from service.api.errors import RESPONSES, refused
 from service.archives import Stored
 from service.refusals import CheckpointQuota, Invalid, NoSpace, UnknownAttempt, UnknownCheckpoint
 
-router = APIRouter(prefix="/v1/agent/attempts/{attempt}", tags=["agent"], responses=RESPONSES)
+router = APIRouter(prefix="/v1/agent", tags=["agent"], responses=RESPONSES)
 
 Step = Annotated[int, Path(ge=0, le=2**62, description="Step of the checkpoint.")]
 RankNumber = Annotated[int, Path(ge=0, le=2**31 - 1, description="Number of the rank in its gang.")]
@@ -33,7 +33,9 @@ class File(StreamingResponse):
     media_type = MEDIA_TYPE
 
 
-@router.put("/checkpoints/{step}/ranks/{rank}", responses=refused(UnknownAttempt, Invalid, CheckpointQuota))
+@router.put(
+    "/attempts/{attempt}/checkpoints/{step}/ranks/{rank}", responses=refused(UnknownAttempt, Invalid, CheckpointQuota)
+)
 def put_part(
     attempt: AttemptId,
     step: Step,
@@ -61,7 +63,7 @@ def put_part(
 
 
 @router.put(
-    "/checkpoint-files/{sha256}",
+    "/attempts/{attempt}/checkpoint-files/{sha256}",
     status_code=204,
     responses=refused(UnknownAttempt, UnknownCheckpoint, CheckpointQuota, NoSpace),
     openapi_extra=BODY,
@@ -84,7 +86,7 @@ async def put_file(
     return Response(status_code=204)
 
 
-@router.get("/checkpoints/{epoch}/{step}", responses=refused(UnknownAttempt, UnknownCheckpoint))
+@router.get("/attempts/{attempt}/checkpoints/{epoch}/{step}", responses=refused(UnknownAttempt, UnknownCheckpoint))
 def get_checkpoint(attempt: AttemptId, epoch: Epoch, step: Step, parts: PartsDep, node: NodeDep) -> StoredCheckpoint:
     """What the job's ranks had saved, of a checkpoint that is stored."""
     with parts.engine.begin() as tx:
@@ -92,7 +94,7 @@ def get_checkpoint(attempt: AttemptId, epoch: Epoch, step: Step, parts: PartsDep
 
 
 @router.get(
-    "/checkpoint-files/{sha256}",
+    "/attempts/{attempt}/checkpoint-files/{sha256}",
     responses=refused(UnknownAttempt, UnknownCheckpoint) | STREAM,
     response_class=File,
 )
@@ -101,3 +103,11 @@ def get_file(attempt: AttemptId, sha256: Digest, parts: PartsDep, blobs: BlobsDe
     with parts.engine.begin() as tx:
         found = checkpoints.find_file(tx, node, attempt_id=attempt, digest=sha256)
     return File(blobs.read(found.blob), headers={"Content-Length": str(found.size)})
+
+
+@router.post("/checkpoint-folders")
+def list_expired(kept: KeptFolders, parts: PartsDep, node: NodeDep) -> ExpiredFolders:
+    """Which of these jobs' folders may be deleted, where all nodes share one for checkpoints."""
+    keep_days = parts.settings.keep_output_days
+    with parts.engine.begin() as tx:
+        return checkpoints.expired_folders(tx, kept.jobs, keep_days=keep_days, now=parts.now())

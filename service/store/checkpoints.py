@@ -1,10 +1,12 @@
 """Checkpoints that the service keeps: which files each rank has saved, and where they lie."""
 
 from collections.abc import Collection, Sequence
+from datetime import datetime
 
-from sqlalchemy import Connection, delete, func, select, tuple_
+from sqlalchemy import Connection, delete, exists, func, select, tuple_
 from sqlalchemy.dialects.postgresql import insert as upsert
 
+from protocol.states import FINAL_JOB_STATES
 from service.db import Record
 from service.models import attempts, checkpoint_files, checkpoint_parts, jobs, members
 
@@ -78,3 +80,13 @@ def size_of_user(tx: Connection, user_id: str) -> int:
     """Bytes of all checkpoints of the user's jobs."""
     query = select(func.coalesce(func.sum(checkpoint_files.c.size), 0)).join(jobs).where(jobs.c.user_id == user_id)
     return int(tx.execute(query).scalar_one())
+
+
+def ended_before(tx: Connection, job_ids: Collection[str], before: datetime) -> Sequence[str]:
+    """Which of these jobs ended before then and have nothing on any node, as far as is known."""
+    held = exists().where(
+        attempts.c.job_id == jobs.c.id, members.c.attempt_id == attempts.c.id, members.c.released_at.is_(None)
+    )
+    final = jobs.c.state.in_([state.value for state in FINAL_JOB_STATES])
+    query = select(jobs.c.id).where(jobs.c.id.in_(job_ids), final, jobs.c.ended_at < before, ~held)
+    return tx.execute(query.order_by(jobs.c.id)).scalars().all()

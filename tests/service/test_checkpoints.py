@@ -3,11 +3,13 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from protocol.jobs import AttemptView, CheckpointMark
-from protocol.states import AttemptState, EndReason
+from protocol.states import AttemptState, EndReason, JobState
 from tests.service.cluster import Cluster
+from tests.service.conftest import bearer
 
 
 @pytest.fixture
@@ -102,3 +104,28 @@ def test_the_database_refuses_a_checkpoint_of_an_attempt_that_never_was(cluster:
     for values in ("checkpoint_epoch = 1", "checkpoint_epoch = 1, checkpoint_step = 1, checkpoint_at = submitted_at"):
         with pytest.raises(Exception, match="jobs_checkpoint"), cluster.engine.begin() as tx:
             tx.execute(text(f"UPDATE jobs SET {values}"))
+
+
+def test_folders_of_jobs_are_kept_until_their_output_goes_too(cluster: Cluster, client: TestClient) -> None:
+    """Never while a job may still run, or something of it is left on a node, or where nobody knows it."""
+
+    def expired(days: float) -> list[str]:
+        cluster.advance(days * 86_400)
+        headers = bearer(cluster.node_token("n1"))
+        asked = [*jobs.values(), "job-nobody-knows"]
+        answer = client.post("/v1/agent/checkpoint-folders", json={"jobs": asked}, headers=headers)
+        return answer.json()["jobs"]
+
+    jobs = {name: cluster.submit() for name in ("ended", "lost", "runs", "waits")}
+    cluster.end("n1", cluster.place(jobs["ended"], "n1"))
+    cluster.place(jobs["lost"], "n2")
+    cluster.cancel(jobs["lost"])
+    cluster.lose("n2")
+    cluster.place(jobs["runs"], "n1")
+    assert cluster.job(jobs["lost"]).state == JobState.CANCELLED
+    keep_days = cluster.settings.keep_output_days
+    assert expired(keep_days) == []
+    assert expired(0.001) == [jobs["ended"]]
+    assert expired(1_000) == [jobs["ended"]]
+    cluster.join("n2", slots=4, boot_id="boot-2")
+    assert expired(0) == [jobs["ended"], jobs["lost"]]

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from protocol.checkpoints import ExpiredFolders, KeptFolders
 from protocol.errors import PROBLEM_MEDIA_TYPE, ErrorBody
 from protocol.states import AttemptState, Desired
 from protocol.sync import RegisterRequest, RegisterResponse, SyncRequest, SyncResponse
@@ -34,6 +35,7 @@ class FakeService:
         self.numbers_reports = True
         self.knows_checkpoints = True
         self.knows_state_folders = True
+        self.expired = set()
         self.seq = 0
         self.unfit = {}
         self.registrations = []
@@ -146,6 +148,9 @@ class FakeService:
             status, answer = self._refusal(call.headers)
             if answer is None and call.path == "/v1/agent/register":
                 answer = self._register(RegisterRequest.model_validate_json(body))
+            elif answer is None and call.path == "/v1/agent/checkpoint-folders":
+                asked = KeptFolders.model_validate_json(body).jobs
+                answer = ExpiredFolders(jobs=[job for job in asked if job in self.expired])
             elif answer is None:
                 status, answer = self._sync(SyncRequest.model_validate_json(body))
             drop = self.drop_answers > 0 and status == 200
