@@ -7,16 +7,16 @@ devices of a member, because large ones matter more. Of equal sources it is not 
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.booking import look_ahead
-from scheduler.classes import count_demands
+from scheduler.classes import count_demands, demands_of
 from scheduler.demand import Demand, Outlook
 from scheduler.packing import Packer
-from scheduler.problem import Job
+from scheduler.problem import Job, Problem
 
 Vector = NDArray[np.float64]
 
@@ -56,28 +56,43 @@ class Expectation:
             return False
         self._unread = 0
         recent = Counter(self._recent)
-        if self._differs(recent):
+        if differs(recent, self._mix, self._known):
             self._since = recent
             return True
-        return self._since.total() >= 2 * self._known or (self._known == math.inf and self._differs(self._since))
+        return self._since.total() >= 2 * self._known or (
+            self._known == math.inf and differs(self._since, self._mix, self._known)
+        )
 
     def learn(self, packer: Packer) -> tuple[Outlook, ...]:
         """The outlook from here on: what is on the packer's fleet stays, and what came since the change goes on."""
-        mix = {demand: TRUST * weight for demand, weight in self._mix.items()}
-        for demand, count in self._since.items():
-            mix[demand] = mix.get(demand, 0.0) + count
-        self._mix, self._known = _normal(mix), self._since.total()
-        return look_ahead(
-            Counter(packer.fleet.classes[number] for number in packer.fleet.node_class), self._mix, packer.there()
-        )
+        self._mix, self._known = _joined(self._mix, self._since), self._since.total()
+        return _on_fleet(packer, self._mix)
 
-    def _differs(self, counts: Counter[Demand]) -> bool:
-        demands = sorted(set(self._mix) | set(counts))
-        expected = np.array([self._mix.get(demand, 0.0) for demand in demands])
-        came = np.array([counts[demand] for demand in demands]) / counts.total()
-        sizes = np.array([max(1.0, demand.size) for demand in demands])
-        mean, deviation = by_chance(expected, sizes, counts.total(), self._known)
-        return float(sizes @ np.abs(came - expected)) / 2 > mean + SURPRISE * deviation
+
+def outlook_of_past(problem: Problem, before: Sequence[int], lately: Sequence[int]) -> tuple[Outlook, ...]:
+    """What to expect on the problem's nodes beside what runs there, after jobs that came in the past.
+
+    The problem's jobs are what came, each a number of times: `before[i]` in the longer past, `lately[i]` since. Where
+    the two differ by more than chance, what came lately counts most. What no node could hold is not expected.
+    """
+    past, recent = _count(problem.jobs, before), _count(problem.jobs, lately)
+    if past and recent and differs(recent, _normal(past), past.total()):
+        mix = _joined(_normal(past), recent)
+    else:
+        mix = _normal(past + recent)
+    packer = Packer(Problem(nodes=problem.nodes, jobs=(), running=problem.running))
+    able = {demand: weight for demand, weight in mix.items() if any(map(demand.fits_empty, packer.fleet.classes))}
+    return _on_fleet(packer, able)
+
+
+def differs(counts: Counter[Demand], mix: Mapping[Demand, float], known: float) -> bool:
+    """Whether what came differs from the mix, learned from `known` arrivals, by more than chance explains."""
+    demands = sorted(set(mix) | set(counts))
+    expected = np.array([mix.get(demand, 0.0) for demand in demands])
+    came = np.array([counts[demand] for demand in demands]) / counts.total()
+    sizes = np.array([max(1.0, demand.size) for demand in demands])
+    mean, deviation = by_chance(expected, sizes, counts.total(), known)
+    return float(sizes @ np.abs(came - expected)) / 2 > mean + SURPRISE * deviation
 
 
 def by_chance(frequencies: Vector, sizes: Vector, number: int, known: float = math.inf) -> tuple[float, float]:
@@ -90,6 +105,27 @@ def by_chance(frequencies: Vector, sizes: Vector, number: int, known: float = ma
     variance = frequencies * (1 - frequencies) * (1 / number + 1 / known)
     mean = np.minimum(np.sqrt(2 / math.pi * variance), 2 * frequencies)
     return float(sizes @ mean) / 2, math.sqrt(float(sizes**2 @ variance) * (1 - 2 / math.pi)) / 2
+
+
+def _count(jobs: Sequence[Job], times: Sequence[int]) -> Counter[Demand]:
+    counts: Counter[Demand] = Counter()
+    for job, number in zip(jobs, times, strict=True):
+        if number:
+            members, demand = next(iter(demands_of(job.shapes)))
+            counts[demand] += members * number
+    return counts
+
+
+def _on_fleet(packer: Packer, mix: Mapping[Demand, float]) -> tuple[Outlook, ...]:
+    nodes = Counter(packer.fleet.classes[number] for number in packer.fleet.node_class)
+    return look_ahead(nodes, mix, packer.there())
+
+
+def _joined(mix: Mapping[Demand, float], since: Mapping[Demand, int]) -> dict[Demand, float]:
+    joined = {demand: TRUST * weight for demand, weight in mix.items()}
+    for demand, count in since.items():
+        joined[demand] = joined.get(demand, 0.0) + count
+    return _normal(joined)
 
 
 def _normal(mix: Mapping[Demand, float]) -> dict[Demand, float]:

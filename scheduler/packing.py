@@ -61,7 +61,7 @@ class Resident:
 class Packer:
     """A fleet with the jobs on it. What it answers depends on the state alone, not on how the state came about.
 
-    `residents` are the jobs of one member, by id: those that can be moved.
+    `residents` are the jobs of one member that may be moved, by id.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -79,7 +79,7 @@ class Packer:
                 if member.node in self._index:
                     node = self._index[member.node]
                     self._count(demand, node, 1)
-                    if len(running.members) == 1:
+                    if len(running.members) == 1 and running.may_move:
                         self._settle(running.job, running.shape, demand, node, member.devices)
 
     def start(self, job: Job, avoid: int = NO_NODE) -> Placement | None:

@@ -141,14 +141,17 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A job that runs, in the shape of its index `shape`. `move_j` is what stopping it and starting it elsewhere costs
-    (restart, lost work), in J.
+    """A job that runs, in the shape of its index `shape`, whose `run_s` is how much longer it will.
+
+    `move_j` is what stopping it and starting it elsewhere costs (restart, lost work), in J. One that may not move stays
+    where it is whatever that would save.
     """
 
     job: Job
     shape: int
     members: tuple[Hold, ...]
     move_j: float = 0.0
+    may_move: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

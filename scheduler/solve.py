@@ -38,7 +38,10 @@ def solve(problem: Problem, budget: Budget = DEFAULT_BUDGET) -> Plan:
     """
     validate(problem)
     if packs(problem):
-        return _improved(problem, solve_by_packing(problem), budget)
+        packed = _improved(problem, solve_by_packing(problem), budget)
+        if packed.moves or packs(replace(problem, moves=0)):
+            return packed
+        # Moves were allowed and none is worth it: then it is planned like any other.
 
     # 1. Who could start where, and the greedy answer to it.
     candidates = find_candidates(problem)
@@ -135,8 +138,8 @@ def _line(problem: Problem) -> list[Job]:
 
 
 def _bars_w(problem: Problem) -> dict[str, float]:
-    """What moving each job that runs must save, in W."""
-    return {one.job.id: one.move_j / problem.horizon_s for one in problem.running}
+    """What moving each job that runs must save, in W, over the time that it goes on."""
+    return {one.job.id: one.move_j / min(problem.horizon_s, one.job.shapes[one.shape].run_s) for one in problem.running}
 
 
 def _improved(problem: Problem, packed: Plan, budget: Budget) -> Plan:

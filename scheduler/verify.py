@@ -27,10 +27,10 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
 
     Checked: every gang is placed whole on distinct nodes that are open and on or switchable, on devices of the right
     kind and isolation, none of which gives more than it has free; no node gives more CPU or memory than it has left,
-    and none that can run no container gets one; no more moves than allowed, of jobs that run; a verdict for every job
-    in order, each with reasons unless placed; jobs
-    are called impossible exactly when they are; no job starts in place of one with precedence that would fit there;
-    boots and switch-offs fit the placements; every term of the cost; and the bound does not exceed the objective.
+    and none that can run no container gets one; no more moves than allowed, of jobs that run and may move; a verdict
+    for every job in order, each with reasons unless placed; jobs are called impossible exactly when they are; no job
+    starts in place of one with precedence that would fit there; boots and switch-offs fit the placements; every term of
+    the cost; and the bound does not exceed the objective.
     """
     nodes = {node.id: node for node in problem.nodes}
     jobs = {job.id: job for job in problem.jobs}
@@ -55,10 +55,12 @@ def _moves(problem: Problem, plan: Plan) -> Iterator[Violation]:
     if len(plan.moves) > problem.moves:
         message = f"{len(plan.moves)} jobs are moved, and {problem.moves} may be"
         yield Violation(code="moves_exceeded", message=message)
-    running = {running.job.id for running in problem.running}
+    running = {running.job.id: running for running in problem.running}
     for move in plan.moves:
         if move.job not in running:
             yield Violation(code="unknown_job", message=f"{move.job} is moved but does not run")
+        elif not running[move.job].may_move:
+            yield Violation(code="may_not_move", message=f"{move.job} is moved and may not be")
 
 
 def _released(problem: Problem, plan: Plan) -> dict[str, Node]:

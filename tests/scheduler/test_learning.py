@@ -2,15 +2,17 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from scheduler.booking import look_ahead
 from scheduler.classes import class_of, count_demands
-from scheduler.learning import WINDOW, Expectation, by_chance
+from scheduler.demand import Outlook
+from scheduler.learning import TRUST, WINDOW, Expectation, by_chance, outlook_of_past
 from scheduler.packing import Packer
-from scheduler.problem import Job, NodePower, Problem
+from scheduler.problem import Hold, Job, NodePower, Problem, Running
 from tests.builders import job, node, problem, shape
 from tests.scheduler.test_packing import share, without_devices
 
@@ -75,3 +77,40 @@ def test_a_full_fleet_has_no_outlook() -> None:
     for number in range(160):
         packer.start(job(f"j{number}", shape(1, cores=1)))
     assert Expectation(outlook[0]).learn(packer) == ()
+
+
+KINDS_OF_JOBS = tuple(job(f"j{number}", one) for number, one in enumerate([*SMALL, *LARGE]))
+USUAL, OTHER = [300, 300, 300, 30, 30, 30], [10, 10, 10, 160, 160, 160]
+PAST = replace(FLEET, jobs=KINDS_OF_JOBS)
+
+
+def shares(learned: tuple[Outlook, ...]) -> list[float]:
+    """The part that each of the jobs of the past has in what is expected."""
+    mix = learned[0].mix()
+    return [mix[next(iter(count_demands([one])))] / sum(mix.values()) for one in KINDS_OF_JOBS]
+
+
+def test_what_came_is_expected_again_and_what_came_lately_most_where_it_differs() -> None:
+    steady = outlook_of_past(PAST, USUAL, [number // 2 for number in USUAL])
+    assert shares(steady) == pytest.approx([number / sum(USUAL) for number in USUAL], abs=0.01)
+    changed = outlook_of_past(PAST, USUAL, OTHER)
+    expected = [TRUST * usual / sum(USUAL) + other for usual, other in zip(USUAL, OTHER, strict=True)]
+    assert shares(changed) == pytest.approx([number / sum(expected) for number in expected], abs=0.01)
+
+
+def test_what_no_node_could_hold_and_an_empty_past_are_no_obstacle() -> None:
+    unknown = job("j9", shape(1, kind="b200"))
+    with_it = replace(PAST, jobs=(*KINDS_OF_JOBS, unknown))
+    learned = outlook_of_past(with_it, [*USUAL, 900], [0] * 7)
+    assert shares(learned) == pytest.approx([number / sum(USUAL) for number in USUAL], abs=0.01)
+    assert outlook_of_past(PAST, [0] * 6, [0] * 6) == ()
+    assert outlook_of_past(replace(PAST, nodes=()), USUAL, USUAL) == ()
+
+
+def test_what_runs_is_part_of_the_outlook_from_the_past() -> None:
+    held = replace(PAST.nodes[0], free_millicores=0, devices=tuple(replace(d, free=0) for d in PAST.nodes[0].devices))
+    hold = Hold(node=held.id, devices=tuple(device.id for device in held.devices))
+    runs = Running(job=KINDS_OF_JOBS[3], shape=0, members=(hold,), may_move=False)
+    now = replace(PAST, nodes=(held, *PAST.nodes[1:]), running=(runs,))
+    (learned,) = outlook_of_past(now, USUAL, [0] * 6)
+    assert learned.loads[0] == pytest.approx(1 / len(PAST.nodes))

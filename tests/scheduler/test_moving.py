@@ -12,7 +12,7 @@ from scheduler.plan import Placement
 from scheduler.problem import Job, NodePower, Problem
 from scheduler.solve import solve
 from scheduler.verify import verify
-from tests.builders import job, node, placement, problem, shape
+from tests.builders import HOUR, job, node, placement, problem, shape
 from tests.scheduler.test_packing import after, packings, without_devices
 
 QUIET = NodePower(base_w=100.0)
@@ -32,13 +32,35 @@ TWO = problem([node("a", h100=1, power=QUIET), node("b", t4=1, power=QUIET)], []
 
 @pytest.mark.parametrize(
     ("moves", "move_j", "moved"),
-    [(1, 0.0, True), (0, 0.0, False), (1, 200.0 * TWO.horizon_s, True), (1, 340.0 * TWO.horizon_s, False)],
+    [(1, 0.0, True), (0, 0.0, False), (1, 200.0 * HOUR, True), (1, 340.0 * HOUR, False)],
 )
 def test_a_job_moves_for_what_it_saves_and_only_if_that_pays(moves: int, move_j: float, moved: bool) -> None:
     of = replace(running(TWO, ON_H100, moves=moves, move_j=move_j), jobs=(job("j2", without_devices(1)),))
     plan = solve(of)
     assert [(move.job, move.members[0].node) for move in plan.moves] == ([("j1", "b")] if moved else [])
     assert verify(of, plan) == []
+
+
+def test_what_a_move_costs_must_be_saved_in_the_time_that_the_job_goes_on() -> None:
+    """The same joules are 200 W over the hour that it runs, and 400 W over half of it."""
+    rest = (job("j1", *(replace(one, run_s=HOUR / 2) for one in EITHER.shapes)), ON_H100[1])
+    assert solve(running(TWO, ON_H100, moves=1, move_j=200.0 * HOUR)).moves
+    assert not solve(running(TWO, rest, moves=1, move_j=200.0 * HOUR)).moves
+
+
+def test_a_job_that_may_not_move_stays() -> None:
+    of = running(TWO, ON_H100, moves=1)
+    plan = solve(of)
+    fixed = replace(of, running=tuple(replace(one, may_move=False) for one in of.running))
+    assert solve(fixed).moves == ()
+    assert {found.code for found in verify(fixed, plan)} == {"may_not_move"}
+
+
+def test_where_no_move_is_worth_it_the_plan_is_the_exact_one() -> None:
+    waiting = replace(running(TWO, ON_H100, moves=0), jobs=(job("j2", H100, T4),))
+    fixed = replace(waiting, moves=1, running=tuple(replace(one, may_move=False) for one in waiting.running))
+    assert solve(waiting).status == "optimal"
+    assert solve(fixed) == solve(waiting)
 
 
 def test_nothing_moves_where_nodes_can_be_switched() -> None:
