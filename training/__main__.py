@@ -9,7 +9,7 @@ import sys
 from typing import NoReturn
 
 from ergon import runtime
-from training.errors import InputError
+from training.errors import InputError, did_you_mean
 from training.options import parse
 from training.recipes import MODULES, load
 
@@ -18,7 +18,9 @@ def main(arguments: list[str]) -> int:
     """Run the recipe `arguments` name and return the exit code."""
     name, words = (arguments[0], arguments[1:]) if arguments else ("", [])
     if name not in MODULES:
-        return _refuse(f"no recipe is called {name!r}; usage: python -m training {{{','.join(MODULES)}}} key=value ...")
+        hint = did_you_mean(name, MODULES)
+        usage = f"python -m training {{{','.join(MODULES)}}} key=value ..."
+        return _refuse(f"no recipe is called {name!r}; {hint}usage: {usage}")
     recipe = load(name)
     try:
         return recipe.run(parse(recipe.Options, words))

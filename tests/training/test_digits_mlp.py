@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from protocol.progress import ProgressLine
 from tests.training import gang
 from training.__main__ import main
-from training.recipes.digits_mlp import Options, load, shuffled
-
-CPU = torch.device("cpu")
+from training.classifying import load
+from training.examples import shuffled
+from training.recipes.digits_mlp import Options
 
 TOLERANCE = 1e-5
 """Relative. Float32 sums in another order came out 4e-7 apart at most after the 230 steps here."""
@@ -23,24 +23,25 @@ TOLERANCE = 1e-5
 
 def alone(options: Options) -> list[tuple[float, float, float]]:
     """The oracle: the same network on the same batches in one process, without DDP. Loss, val_loss, accuracy."""
-    training, validation = load(seed=options.seed, device=CPU)
+    data = load(options)
+    training, validation = data.training, data.validation
     torch.manual_seed(options.seed)
     network = nn.Sequential(nn.Linear(64, options.hidden), nn.ReLU(), nn.Linear(options.hidden, 10))
     optimizer = torch.optim.SGD(network.parameters(), lr=options.learning_rate, momentum=options.momentum)
     scores: list[tuple[float, float, float]] = []
     for epoch in range(1, options.epochs + 1):
         total = 0.0
-        for batch in shuffled(len(training.labels), options.batch_size, seed=options.seed, epoch=epoch):
-            loss = cross_entropy(network(training.images[batch]), training.labels[batch])
+        for batch in shuffled(len(training.targets), options.batch_size, seed=options.seed, epoch=epoch):
+            loss = cross_entropy(network(training.inputs[batch]), training.targets[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.item() * len(batch)
         with torch.no_grad():
-            logits = network(validation.images)
-            val_loss = cross_entropy(logits, validation.labels).item()
-            accuracy = (logits.argmax(dim=1) == validation.labels).double().mean().item()
-        scores.append((total / len(training.labels), val_loss, accuracy))
+            logits = network(validation.inputs)
+            val_loss = cross_entropy(logits, validation.targets).item()
+            accuracy = (logits.argmax(dim=1) == validation.targets).double().mean().item()
+        scores.append((total / len(training.targets), val_loss, accuracy))
     return scores
 
 
@@ -85,16 +86,16 @@ def test_a_rank_that_dies_ends_the_others(tmp_path: Path) -> None:
 
 
 def test_the_split_is_complete_and_depends_on_the_seed_alone() -> None:
-    training, validation = load(seed=3, device=CPU)
-    again, _ = load(seed=3, device=CPU)
-    other, _ = load(seed=4, device=CPU)
-    assert (len(training.images), len(validation.images)) == (1438, 359)
-    assert torch.equal(training.images, again.images)
-    assert not torch.equal(training.images, other.images)
-    counts = torch.bincount(torch.cat([training.labels, validation.labels]))
+    data = load(Options(seed=3))
+    training, validation = data.training, data.validation
+    again, other = load(Options(seed=3)).training, load(Options(seed=4)).training
+    assert (len(training.inputs), len(validation.inputs)) == (1438, 359)
+    assert torch.equal(training.inputs, again.inputs)
+    assert not torch.equal(training.inputs, other.inputs)
+    counts = torch.bincount(torch.cat([training.targets, validation.targets]))
     assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]  # as scikit-learn documents them
-    spread = training.images.std(dim=0)
-    assert training.images.mean(dim=0).abs().max() < 1e-5
+    spread = training.inputs.std(dim=0)
+    assert training.inputs.mean(dim=0).abs().max() < 1e-5
     assert torch.all(((spread - 1).abs() < 1e-4) | (spread == 0))
 
 

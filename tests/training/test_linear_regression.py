@@ -81,18 +81,18 @@ GRID = [(age, size) for age in range(100, 110) for size in range(3)]
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "the first line must name the columns"),
-        ("price\n1\n", "the first line must name the columns, at least two"),
-        (ROWS, "the first line must name the columns"),
-        (HEADER, "has no row after the header"),
+        ("", "line 1 must name the columns"),
+        ("price\n1\n", "needs at least two columns"),
+        (ROWS, "line 1 must name the columns"),
+        (HEADER, "has no rows"),
         (HEADER + ROWS + "5,6\n", "line 6 has 2 columns, the header 3"),
         (HEADER + "\n" + ROWS + "5,many,6\n", "line 7, column 'size': 'many' is not a finite number"),
         (HEADER + "1,nan,6\n", "line 2, column 'size': 'nan' is not a finite number"),
         (HEADER + "1,7,3\n2,7,4\n3,7,1\n", "column 'size' is the same in every row; leave it out"),
         (HEADER + "1,2,3\n2,4,4\n3,6,1\n4,8,9\n", "4 rows do not determine the coefficients"),
         (HEADER + "1,2,3\n2,3,4\n", "2 rows do not determine the coefficients"),
-        (HEADER + '1,"2,3\n', "cannot be read as CSV"),
-        (HEADER + "1,2,\xff\n", "cannot be read as CSV"),
+        (HEADER + '1,"2,3\n', "cannot be read: unexpected end"),
+        (HEADER + "1,2,\xff\n", "is not in UTF-8"),
     ],
 )
 def test_data_that_make_no_sense_are_exit_code_2_and_named(

@@ -70,7 +70,8 @@ def test_shares_are_disjoint_and_complete(rows: int, world_size: int) -> None:
     ("arguments", "message"),
     [
         ([], "no recipe is called ''"),
-        (["nonsense"], "no recipe is called 'nonsense'; usage: python -m training {digits-mlp,linear-regression}"),
+        (["nonsense"], "no recipe is called 'nonsense'; usage: python -m training {digits-mlp,linear-regression,"),
+        (["sofmax"], "no recipe is called 'sofmax'; did you mean softmax? usage"),
         (["digits-mlp", "epoch=3"], "digits-mlp: option 'epoch' is not known; did you mean epochs?"),
         (["digits-mlp", "epochs=none"], "digits-mlp: option epochs='none': expected a whole number, at least 1"),
     ],

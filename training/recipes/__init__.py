@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 MODULES = {
     "digits-mlp": "training.recipes.digits_mlp",
     "linear-regression": "training.recipes.linear_regression",
+    "softmax": "training.recipes.softmax",
 }
 
 

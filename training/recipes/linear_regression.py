@@ -4,7 +4,6 @@ Every rank holds its share of the rows; each step sums the gradients of all of t
 the closed form, the solution of the normal equation, so that a gang that loses or repeats a row cannot go unnoticed.
 """
 
-import csv
 import math
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from training.errors import InputError
 from training.options import option
 from training.ranks import Ranks, joined
 from training.saving import STOPPED, must_stop, save, saved
+from training.tables import numbers, read_table
 
 REPORTS = 20
 """Times that progress is told over the whole run."""
@@ -28,8 +28,9 @@ MIN_CURVATURE = 1e-10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """`data` is a CSV file with a header, numbers throughout and the target in its last column. Without it, `rows` of
-    `features` are drawn from `seed`, with Gaussian `noise` of that deviation on the target.
+    """`data` is a table (.csv, .jsonl or .parquet, at any fsspec URL), numbers throughout, the target in its last
+    column. Without it, `rows` of `features` are drawn from `seed`, with Gaussian `noise` of that deviation on the
+    target.
 
     `tolerance` bounds the difference of any coefficient to the closed form, all columns scaled to deviation 1.
     `checkpoint_every` counts steps; 0 saves only when it is asked to stop.
@@ -82,7 +83,7 @@ def run(options: Options) -> int:
 
     Raises InputError for a file that is no table of numbers and for inputs that do not determine the coefficients.
     """
-    table = read_csv(options.data) if options.data else draw(options)
+    table = read(options.data) if options.data else draw(options)
     scaled = standardise(table)
     curvature = measure(scaled)
     with joined() as ranks:
@@ -118,38 +119,13 @@ def draw(options: Options) -> Table:
     return Table(names=names, inputs=inputs, targets=targets)
 
 
-def read_csv(path: str) -> Table:
-    """The table in a CSV file. Raises InputError that names the line and the column at fault."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if len(header) < 2 or all(_is_number(name) for name in header):
-                raise InputError(f"data={path}: the first line must name the columns, at least two")
-            # A blank line is no row.
-            numbers = [_row(path, reader.line_num, header, cells) for cells in reader if cells]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"data={path}: cannot be read as CSV in UTF-8: {error}") from error
-    if not numbers:
-        raise InputError(f"data={path}: has no row after the header")
-    values = torch.tensor(numbers, dtype=torch.float64)
-    return Table(names=tuple(header[:-1]), inputs=values[:, :-1], targets=values[:, -1:])
-
-
-def _row(path: str, line: int, header: list[str], cells: list[str]) -> list[float]:
-    if len(cells) != len(header):
-        raise InputError(f"data={path}: line {line} has {len(cells)} columns, the header {len(header)}")
-    for name, cell in zip(header, cells, strict=True):
-        if not _is_number(cell):
-            raise InputError(f"data={path}: line {line}, column {name!r}: {cell!r} is not a finite number")
-    return [float(cell) for cell in cells]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+def read(url: str) -> Table:
+    """The user's table. Raises InputError for what is no table of numbers with at least two columns."""
+    found = read_table(url)
+    if len(found.names) < 2:
+        raise InputError(f"data={url}: needs at least two columns, the last one of which is the target")
+    values = numbers(found, range(len(found.names)), torch.float64)
+    return Table(names=found.names[:-1], inputs=values[:, :-1], targets=values[:, -1:])
 
 
 def standardise(table: Table) -> Scaled:

@@ -1,0 +1,175 @@
+"""The loop that every recipe which learns from examples runs: steps, scores, checkpoints, and when to stop."""
+
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from ergon import runtime
+from training.examples import Examples, Rounds
+from training.objectives import ObjectiveOptions, loss_of, rate_at
+from training.options import option
+from training.ranks import Ranks
+from training.saving import STOPPED, must_stop, save, saved
+from training.strategies import DataParallel, Strategy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitOptions(ObjectiveOptions):
+    """`batch_size` counts examples over all ranks; each rank computes its share in `accumulate` parts, one after the
+    other, which saves memory and changes nothing else. `checkpoint_every` counts rounds, which are epochs unless the
+    recipe says otherwise; 0 saves only when it is asked to stop.
+    """
+
+    batch_size: int = option(64, at_least=1, at_most=10**7)
+    accumulate: int = option(1, at_least=1, at_most=10**4)
+    seed: int = option(0, at_least=0, at_most=2**31)
+    checkpoint_every: int = option(1, at_least=0, at_most=100_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """After a round: mean loss in training and in validation, and the fraction of validation targets named right."""
+
+    loss: float
+    val_loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diverged:
+    """The loss was no longer finite at `step`; `saved` is the step of the latest checkpoint, None if there is none."""
+
+    step: int
+    loss: float
+    saved: int | None
+
+    def __str__(self) -> str:
+        kept = "nothing was saved" if self.saved is None else f"the checkpoint of step {self.saved} is kept"
+        return f"step {self.step}: the loss became {self.loss}; {kept}"
+
+
+Outcome = Score | Diverged | None
+"""None: it was asked to stop and has saved."""
+
+
+def fit(
+    network: nn.Module, training: Examples, validation: Examples, rounds: Rounds, options: FitOptions, ranks: Ranks
+) -> Outcome:
+    """Train to the end, to the first loss that is not finite, or until it is asked to stop. The same on every rank.
+
+    Goes on from what an attempt of before has saved; tells the score of every round from rank 0.
+    """
+    strategy = DataParallel(network, loss_of(options), options, ranks)
+    done, score, kept = 0, Score(loss=math.inf, val_loss=math.inf, accuracy=0.0), None
+    if (state := saved(ranks)) is not None:
+        strategy.load(state["model"])
+        done, score = state["round"], Score(**state["score"])
+        kept = done * rounds.steps
+    for number in range(done + 1, rounds.total + 1):
+        began = time.monotonic()
+        loss, bad = train_round(strategy, training, rounds, number, options, ranks)
+        rate = rounds.steps / (time.monotonic() - began)
+        if bad is not None:
+            return Diverged(step=bad, loss=loss, saved=kept)
+        val_loss, accuracy = evaluate(strategy, validation, options.batch_size, ranks)
+        if not math.isfinite(val_loss):  # the last update broke the weights, which must not be saved
+            return Diverged(step=number * rounds.steps, loss=val_loss, saved=kept)
+        score = Score(loss=loss, val_loss=val_loss, accuracy=accuracy)
+        if ranks.first:
+            tell(score, number, rounds, rate=rate)
+        stopping = number < rounds.total and must_stop(ranks)
+        if stopping or (options.checkpoint_every and number % options.checkpoint_every == 0):
+            save(number * rounds.steps, {"model": strategy.state(), "round": number, "score": asdict(score)}, ranks)
+            kept = number * rounds.steps
+        if stopping:
+            return None
+    return score
+
+
+def train_round(
+    strategy: Strategy, examples: Examples, rounds: Rounds, number: int, options: FitOptions, ranks: Ranks
+) -> tuple[float, int | None]:
+    """Mean loss over the targets of a round, each taken before its own step, and None.
+
+    If a loss was not finite: that loss, and its step.
+    """
+    batches = rounds.batches(number)
+    before = (number - 1) * rounds.steps
+    losses = torch.zeros(len(batches), dtype=torch.float64, device=ranks.device)
+    counts: list[int] = []
+    for position, batch in enumerate(batches):
+        losses[position], count = train_step(strategy, examples, batch, options)
+        counts.append(count)
+        strategy.update(rate_at(before + position + 1, rounds.total * rounds.steps, options))
+    ranks.total(losses)
+    finite = losses.isfinite()
+    if not finite.all():
+        first = int(finite.int().argmin().item())
+        return losses[first].item(), before + first + 1
+    return losses.sum().item() / sum(counts), None
+
+
+def train_step(
+    strategy: Strategy, examples: Examples, batch: torch.Tensor, options: FitOptions
+) -> tuple[torch.Tensor, int]:
+    """The gradients of the mean loss of `batch`. Returns this rank's part of the summed loss, and the targets in all.
+
+    Every rank computes in as many parts, some of which may be empty: each takes part in the exchange of gradients.
+    """
+    parts = strategy.share(batch).tensor_split(options.accumulate)
+    total, count = torch.zeros(()), 0
+    for position, part in enumerate(parts):
+        inputs, targets = examples.take(part)
+        count = count or len(batch) * math.prod(targets.shape[1:])
+        loss = strategy.add_gradients(inputs, targets, scale=1 / count, last=position == len(parts) - 1)
+        total = total.to(loss.device) + loss
+    return total, count
+
+
+def evaluate(strategy: Strategy, examples: Examples, batch_size: int, ranks: Ranks) -> tuple[float, float]:
+    """Mean loss and accuracy over all of `examples`; every rank weighs its share of each batch."""
+    total, count = torch.zeros(2, dtype=torch.float64, device=ranks.device), 0
+    for batch in torch.arange(len(examples)).split(batch_size):
+        inputs, targets = examples.take(strategy.share(batch))
+        loss, right = strategy.score(inputs, targets)
+        total += torch.stack([loss.double(), right.double()])
+        count += len(batch) * math.prod(targets.shape[1:])
+    loss, accuracy = (ranks.total(total) / count).tolist()
+    return loss, accuracy
+
+
+def tell(score: Score, number: int, rounds: Rounds, *, rate: float) -> None:
+    """A round's score, for people on stdout and for Ergon. `rate` is in steps per second, without scoring."""
+    print(
+        f"{rounds.word} {number}/{rounds.total}  loss {score.loss:.4f}  val_loss {score.val_loss:.4f}  "
+        f"accuracy {score.accuracy:.4f}  {rate:.4g} steps/s",
+        flush=True,
+    )
+    epochs = {"epoch": number, "total_epochs": rounds.total} if rounds.word == "epoch" else {}
+    runtime.report(
+        step=number * rounds.steps,
+        total_steps=rounds.total * rounds.steps,
+        **epochs,
+        loss=score.loss,
+        val_loss=score.val_loss,
+        accuracy=score.accuracy,
+    )
+
+
+def exit_code(outcome: Outcome, min_accuracy: float, options: FitOptions, ranks: Ranks) -> int:
+    """What a recipe ends with: 1 when the loss diverged or the accuracy is below `min_accuracy`, and stderr says so."""
+    if outcome is None:
+        return STOPPED
+    if isinstance(outcome, Diverged):
+        print(f"{outcome}; lower learning_rate={options.learning_rate}", file=sys.stderr)
+        return 1
+    if outcome.accuracy < min_accuracy:
+        print(f"accuracy {outcome.accuracy:.4f} is below min_accuracy={min_accuracy}", file=sys.stderr)
+        return 1
+    if ranks.first:
+        print(f"validation accuracy {outcome.accuracy:.4f}, world size {ranks.world_size}")
+    return 0
