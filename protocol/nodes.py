@@ -19,6 +19,8 @@ DeviceId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-
 Containment = Literal["cgroup-v2", "cgroup-v1", "none"]
 """How an agent keeps the processes of an attempt together, to kill them all: in a control group of the kernel's, or by
 parent and environment only."""
+Limit = Literal["memory", "processes"]
+"""Of what the kernel gives the processes of an attempt no more than it may have."""
 ContainerRuntime = Literal["podman", "apptainer", "docker"]
 
 
@@ -124,6 +126,11 @@ class NodeView(View):
     cpu_cores: float
     memory_bytes: int
     containment: Containment = Field(default="none", description="As its agent reported it.")
+    limits: list[Limit] | None = Field(
+        default=None,
+        description="What the kernel limits there, tried out, of ranks outside of containers; absent if its agent does "
+        "not say.",
+    )
     devices: list[DeviceView]
     container_runtime: ContainerRuntime | None = Field(default=None, description="What runs containers there.")
     container_fault: str | None = Field(default=None, description="Why no container can run there.")

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from protocol.base import Count, Index, Message, Name, Seconds, Text, View
 from protocol.jobs import CheckpointMark, Recipe
-from protocol.nodes import MAX_REASON, DeviceId, NodeReport, PowerSample
+from protocol.nodes import MAX_REASON, DeviceId, Limit, NodeReport, PowerSample
 from protocol.states import AttemptState, Desired, EndReason
 
 MAX_CHUNK_BYTES = 256 * 1024
@@ -60,6 +60,9 @@ class RegisterResponse(View):
     )
     state_folders: bool = Field(
         default=False, description="Whether reports may carry `state_folder`: a first service did not know it."
+    )
+    knows_limits: bool = Field(
+        default=False, description="Whether reports may carry `limits`: a first service did not know it."
     )
 
 
@@ -129,6 +132,11 @@ class SyncRequest(Message):
         default=None,
         max_length=4_096,
         description="Every device that must not get work, and why; absent where nothing has changed.",
+    )
+    limits: list[Limit] | None = Field(
+        default=None,
+        max_length=2,
+        description="What the kernel limits on this node, tried out; said once for each incarnation.",
     )
     members: list[MemberReport] = []
     chunks: list[StreamChunk] = Field(default=[], max_length=256)

@@ -100,6 +100,8 @@ nodes = Table(
     Column("labels", JSONB, nullable=False),
     # How its agent keeps the processes of an attempt together; null if it is of before and does not say.
     Column("containment", Text, nullable=True),
+    # What the kernel limits there; null if its agent has not said so since it registered.
+    Column("limits", JSONB, nullable=True),
     # What runs containers there, or why nothing does; neither for a node whose agent does not say.
     Column("container_runtime", Text, nullable=True),
     Column("container_fault", Text, nullable=True),

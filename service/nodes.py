@@ -51,6 +51,7 @@ def register(
         "memory_bytes": report.memory_bytes,
         "labels": report.labels,
         "containment": report.containment,
+        "limits": None,  # its agent says so when it is heard next
         "container_runtime": report.container_runtime,
         "container_fault": None if report.container_runtime else report.container_fault or None,
         "registered_at": now,
@@ -83,6 +84,7 @@ def register(
         stores_checkpoints=True,
         knows_out_of_memory=True,
         state_folders=True,
+        knows_limits=True,
     )
 
 

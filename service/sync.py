@@ -54,6 +54,8 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
     _take_samples(tx, node, request, now=now)
     if request.unfit is not None and node_store.set_unfit(tx, node.id, request.unfit):
         notify(tx, "cycle")
+    if request.limits is not None:
+        node_store.change_node(tx, node.id, limits=request.limits)
     if request.leaving:
         nodes.lose(tx, node.id, last_seen_at=now, max_attempts=max_attempts, now=now)
 

@@ -136,6 +136,7 @@ def node(row: Record, devices: Sequence[Record], holders: Mapping[str, Sequence[
         cpu_cores=row.millicores / 1000,
         memory_bytes=row.memory_bytes,
         containment=row.containment or "none",
+        limits=row.limits,
         devices=[_device(device, holders.get(device.id, ())) for device in devices],
         container_runtime=row.container_runtime,
         container_fault=row.container_fault,

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from protocol.base import Name
 from protocol.environment import unknown_variables
 from protocol.faults import in_words
+from protocol.nodes import Limit
 from workers.agent import Agent, Settings
 from workers.bell import Bell
 from workers.cgroups import Groups, NoGroups, find_groups
@@ -28,6 +29,7 @@ from workers.expiry import Expiry
 from workers.health import Health
 from workers.inventory import containment_of, parse_slots, take_inventory
 from workers.journal import Journal, StateFolderTaken
+from workers.limits import find_limits
 from workers.nvml import GpuFaults, list_gpus
 from workers.outputs import Outputs
 from workers.rendezvous import address_on, local_address_towards
@@ -36,6 +38,10 @@ from workers.transfer import Transfer
 from workers.uploads import Uploads
 
 log = logging.getLogger("workers")
+
+
+LIMITS: dict[str, Limit] = {"memory": "memory", "pids": "processes"}
+"""What is limited, by the kernel's name for its controller."""
 
 
 class BadArgument(ValueError):
@@ -168,6 +174,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         interface=options.interface,
         disk_bytes=options.disk_per_job,
         checkpoints=options.checkpoint_dir and options.checkpoint_dir.absolute(),
+        limits=_limits(groups),
     )
     exchange = Exchange(options.server, token, trust=trust)
     credentials = {"server": options.server, "token": token, "ca": str(options.ca) if options.ca else None}
@@ -223,6 +230,14 @@ def _groups(state_folder: Path) -> Groups | None:
         return None
     log.info("attempts run in control groups (%s)", containment_of(groups))
     return groups
+
+
+def _limits(groups: Groups | None) -> list[Limit]:
+    """What the kernel limits for this agent."""
+    limits: list[Limit] = [LIMITS[name] for name in find_limits(groups)]
+    if missing := [limit for limit in LIMITS.values() if limit not in limits]:
+        log.warning("nothing limits the %s of an attempt here", " and the ".join(missing))
+    return limits
 
 
 def _token(path: Path) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from protocol.nodes import NodeReport
+from protocol.nodes import Limit, NodeReport
 from protocol.states import EndReason
 from protocol.sync import Assignment, MemberReport, RegisterResponse, StreamChunk, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
@@ -75,6 +75,8 @@ class Settings:
     """What each member of an attempt may have on this node's disk."""
     checkpoints: Path | None = None
     """Folder that all nodes share, for the checkpoints of all jobs; without one they go to the service."""
+    limits: Sequence[Limit] = ()
+    """What the kernel limits here."""
 
 
 class Agent:
@@ -120,6 +122,7 @@ class Agent:
         self._expiry = expiry
         self._health = health
         self._told_unfit: Mapping[str, str] = {}
+        self._owes_limits = False
         self._credentials = credentials
         self._now_s = now_s
         self._backoff = Backoff(chance)
@@ -208,6 +211,7 @@ class Agent:
         self._stores_checkpoints = registration.stores_checkpoints
         self._tells_out_of_memory = registration.knows_out_of_memory
         self._tells_folder = registration.state_folders
+        self._owes_limits = registration.knows_limits
         self._doorbell.begin(registration.incarnation)
         return True
 
@@ -436,6 +440,7 @@ class Agent:
             state_folder=self._journal.identity if self._tells_folder else None,
             leaving=leaving,
             unfit=None if unfit is None else dict(unfit),
+            limits=list(self._settings.limits) if self._owes_limits else None,
             members=reports,
             chunks=chunks,
             samples=[reading.aged(self._sent_s) for reading in readings],
@@ -452,6 +457,7 @@ class Agent:
             self._readings.popleft()
         self._told = reports
         self._told_unfit = self._told_unfit if unfit is None else unfit
+        self._owes_limits = False
         self._take_in(answer, self._sent_s)
         return True
 

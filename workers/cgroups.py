@@ -5,6 +5,9 @@ is root and means to. Two kinds will do: the unified hierarchy (v2), which kills
 the freezer of v1. What a member may use is limited in `limits.py`.
 
     OWN/ergon-FOLDER/ATTEMPT    OWN is the agent's own group, FOLDER the device and inode number of its state folder
+
+Where the agent's group is called `ergon-agent`, OWN is the one above: v2 limits nothing below a group that has
+processes of its own (cgroups(7), "no internal processes"), so systemd is asked for a place beside (DelegateSubgroup=).
 """
 
 import contextlib
@@ -15,6 +18,8 @@ import time
 from collections.abc import Iterator
 
 PREFIX = "ergon-"
+SUBGROUP = "ergon-agent"
+"""Where an agent is that leaves the group above to what it makes."""
 FREEZE_S = 0.1
 """How long one try to kill a group of v1 waits until nothing in it runs, in s. What sleeps in the kernel never freezes,
 and needs not: it cannot fork either."""
@@ -45,7 +50,7 @@ class Group:
         try:
             yield
         finally:
-            _write(f"{os.path.dirname(os.path.dirname(self.path))}/cgroup.procs", "0")
+            _write(f"{self._home()}/cgroup.procs", "0")
 
     def is_empty(self) -> bool:
         """Whether no process is left inside, as the kernel sees it. A zombie counts as gone."""
@@ -69,6 +74,11 @@ class Group:
         for folder in (*inside, os.path.dirname(self.path)):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
+
+    def _home(self) -> str:
+        """Where the agent is."""
+        own = os.path.dirname(os.path.dirname(self.path))
+        return f"{own}/{SUBGROUP}" if os.path.isdir(f"{own}/{SUBGROUP}") else own
 
     def _kill_frozen(self) -> None:
         """While the group stands still nothing in it forks, and no number of a process is given to another one."""
@@ -95,9 +105,9 @@ class Groups:
     """The groups of one agent, of the unified hierarchy or of the freezer of v1."""
 
     def __init__(self, own: str, key: str, *, unified: bool) -> None:
-        """`own` is the folder of the agent's own group, `key` tells its groups from those of its neighbours."""
+        """`own` is the folder in which groups are made, `key` tells this agent's from those of its neighbours."""
         self.unified = unified
-        self._own = own
+        self.own = own
         self._folder = f"{own}/{PREFIX}{key}"
 
     def group(self, attempt: str) -> Group:
@@ -112,7 +122,7 @@ class Groups:
 
     def every_group(self, attempt: str) -> list[Group]:
         """The groups of an attempt, whichever agent on this machine made them: a state folder may have been lost."""
-        folders = [entry.path for entry in os.scandir(self._own) if entry.name.startswith(PREFIX)]
+        folders = [entry.path for entry in os.scandir(self.own) if entry.name.startswith(PREFIX)]
         return [Group(f"{folder}/{attempt}") for folder in folders if os.path.isdir(f"{folder}/{attempt}")]
 
 
@@ -133,6 +143,8 @@ def find_groups(state_folder: str) -> Groups:
         own = own_group(unified=unified)
         if own is None:
             continue
+        if os.path.basename(own) == SUBGROUP:
+            own = os.path.dirname(own)
         groups = Groups(own, key, unified=unified)
         trial = groups.group(".trial")
         try:

@@ -124,7 +124,7 @@ class Runs:
             "lease": str(self._journal.lease),
             "boot_id": self._boot_id,
             "group": self._groups.group(attempt).path if self._groups else None,
-            "limits": limit_folders(attempt),
+            "limits": limit_folders(attempt, self._groups),
         }
         self._journal.create(attempt, launch)
         held = _Held(folder=folder, launch=launch)
@@ -208,7 +208,7 @@ class Runs:
             time.sleep(0.01)
         for group in groups:
             group.remove()
-        Limits(limit_folders(attempt), 0).remove()
+        Limits(limit_folders(attempt, self._groups), 0).remove()
         return self._remove_containers(attempt)
 
     def _remove_containers(self, attempt: str) -> bool:

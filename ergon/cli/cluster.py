@@ -30,7 +30,9 @@ def nodes(as_json: Json = False) -> None:
     if not rows:
         note("no nodes; a node joins when its agent starts (`ergon up` starts local ones)")
         return
-    table(("NODE", "STATE", "DEVICES", ">HELD", ">CORES", ">MEMORY", "CONTAINERS", ">BASE W", "LAST SEEN"), rows)
+    table(
+        ("NODE", "STATE", "DEVICES", ">HELD", ">CORES", ">MEMORY", "LIMITS", "CONTAINERS", ">BASE W", "LAST SEEN"), rows
+    )
     for node in found:
         for device in node.devices:
             if device.reason:
@@ -47,6 +49,7 @@ def _row(node: NodeView) -> tuple[str, ...]:
         f"{held:g}/{len(node.devices)}",
         f"{node.cpu_cores:g}",
         show_size(node.memory_bytes),
+        "?" if node.limits is None else ", ".join(node.limits) or "-",
         node.container_runtime or "-",
         f"{node.base_w:.0f}",
         f"{show_duration((datetime.now(UTC) - node.last_seen_at).total_seconds())} ago",

@@ -344,7 +344,16 @@ def test_nodes_shows_what_is_held(service: HttpService, capsys: Captured) -> Non
     assert main(["nodes"]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["NODE", "STATE", "DEVICES", "HELD"]
-    assert row.split()[:8] == ["node-1", "ready", "2xcpu", "1/2", "2", "8.0GiB", "-", "40"]
+    assert row.split()[:9] == ["node-1", "ready", "2xcpu", "1/2", "2", "8.0GiB", "?", "-", "40"]
+
+
+@pytest.mark.parametrize(("limits", "shown"), [(["memory", "processes"], "memory, processes"), ([], "-"), (None, "?")])
+def test_nodes_shows_what_is_limited(
+    service: HttpService, capsys: Captured, limits: list[str] | None, shown: str
+) -> None:
+    service.answer("GET /v1/nodes", NodePage(items=[a_node().model_copy(update={"limits": limits})]))
+    assert main(["nodes"]) == 0
+    assert re.split(r"  +", capsys.readouterr().out.splitlines()[1])[6] == shown
 
 
 def test_nodes_says_which_devices_are_out_of_use_and_why(service: HttpService, capsys: Captured) -> None:

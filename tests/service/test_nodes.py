@@ -34,6 +34,7 @@ def test_a_registered_node_is_seen_with_its_devices(client: TestClient, cluster:
             "knows_out_of_memory": True,
             "stores_checkpoints": True,
             "state_folders": True,
+            "knows_limits": True,
         },
     )
     node = client.get("/v1/nodes/n1").json()
@@ -46,6 +47,19 @@ def test_a_registered_node_is_seen_with_its_devices(client: TestClient, cluster:
     ]
     assert node["base_w"] > 0
     assert client.get("/v1/nodes").json() == {"items": [node], "next": None}
+
+
+def test_what_a_node_limits_is_as_its_present_agent_says(client: TestClient, cluster: Cluster) -> None:
+    cluster.join("n1")
+    assert client.get("/v1/nodes/n1").json()["limits"] is None, "not said yet"
+    cluster.sync("n1", limits=["memory", "processes"])
+    cluster.sync("n1")
+    assert client.get("/v1/nodes/n1").json()["limits"] == ["memory", "processes"]
+    cluster.sync("n1", limits=[])
+    assert client.get("/v1/nodes/n1").json()["limits"] == []
+    cluster.sync("n1", limits=["memory"])
+    cluster.join("n1")
+    assert client.get("/v1/nodes/n1").json()["limits"] is None, "an older agent may have come instead"
 
 
 def test_registering_again_replaces_the_inventory(client: TestClient, cluster: Cluster) -> None:

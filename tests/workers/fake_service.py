@@ -35,9 +35,11 @@ class FakeService:
         self.numbers_reports = True
         self.knows_checkpoints = True
         self.knows_state_folders = True
+        self.knows_limits = True
         self.expired = set()
         self.seq = 0
         self.unfit = {}
+        self.limits = []  # every time they were told
         self.registrations = []
         self._highest = 0  # no incarnation is given twice, not even after `go_back`
         self.bodies = []
@@ -188,6 +190,8 @@ class FakeService:
             numbered_reports=self.numbers_reports,
             checkpoints=self.knows_checkpoints,
             state_folders=self.knows_state_folders,
+            knows_out_of_memory=True,
+            knows_limits=self.knows_limits,
         )
 
     def _sync(self, request):
@@ -206,6 +210,7 @@ class FakeService:
             self.numbered.append((number, sample.seconds))
         self.samples += request.samples
         self.unfit = self.unfit if request.unfit is None else request.unfit
+        self.limits += [] if request.limits is None else [request.limits]
         for chunk in request.chunks:
             stream = self.streams[chunk.attempt, chunk.rank, chunk.stream]
             if chunk.offset == len(stream):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.workers.test_supervisor import LEAVES, Member, shell
 from workers import files
-from workers.cgroups import NoGroups, find_groups
+from workers.cgroups import SUBGROUP, NoGroups, find_groups, own_group
 
 
 @pytest.fixture
@@ -156,3 +156,29 @@ def test_a_group_that_cannot_be_made_keeps_nothing_from_running(tmp_path):
     one = Member(tmp_path, ["true"], group="/proc/no-such/group").start()
     assert one.end()["reason"] == "completed"
     one.close()
+
+
+def test_an_agent_in_a_group_of_its_own_makes_others_beside_it(tmp_path):
+    """Below a group with processes v2 limits nothing: neither agent nor supervisor may be in the one above."""
+    own = own_group(unified=True)
+    if own is None or not os.access(own, os.W_OK):
+        pytest.skip("no such control groups for this process")
+    above = f"{own}/test-{os.getpid()}"
+    os.makedirs(f"{above}/{SUBGROUP}")
+    code = (
+        f"import sys; sys.path.insert(0, {os.getcwd()!r}); from workers.cgroups import *\n"
+        f"groups = find_groups({str(tmp_path)!r}); group = groups.group('a1'); group.make()\n"
+        "where = lambda: own_group(unified=True)\n"
+        "with group.inside(): print(where())\n"
+        "print(where()); group.remove()"
+    )
+    try:
+        enter = ["sh", "-c", f'echo 0 > {above}/{SUBGROUP}/cgroup.procs; exec "$@"', "sh"]
+        told = subprocess.run([*enter, sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    finally:
+        os.rmdir(f"{above}/{SUBGROUP}")
+        os.rmdir(above)
+    inside, after = told.split()
+    assert inside.startswith(f"{above}/ergon-")
+    assert inside.endswith("/a1")
+    assert after == f"{above}/{SUBGROUP}"
