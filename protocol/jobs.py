@@ -188,6 +188,11 @@ class JobSpec(Message):
         description="When it is stopped: how long its ranks have to save what they need and leave, in s; the service's "
         "ERGON_STOP_GRACE_S if absent.",
     )
+    may_move: bool = Field(
+        default=False,
+        description="The planner may stop it and let it go on elsewhere from its latest checkpoint, to save power or "
+        "to make room for others; only a job of one node, and never before its present attempt has saved.",
+    )
     require_feasible: bool = Field(
         default=False, description="Refuse the job if no node that is present could ever run it."
     )

@@ -69,7 +69,7 @@ class Mover:
         homes: dict[Demand, Spot | None] = {}
         on_node = self._by_node()
         best: tuple[float, int] | None = None
-        for node in self._shortlist(demand):
+        for node in self._shortlist(demand, on_node):
             cost = self._clearing_cost(demand, node, on_node.get(node, []), homes, min(moves, MOST_MOVES))
             if cost is not None and (best is None or cost < best[0]):
                 best = (cost, node)
@@ -138,8 +138,8 @@ class Mover:
             found.setdefault(resident.node, []).append(resident)
         return found
 
-    def _shortlist(self, demand: Demand) -> list[int]:
-        """One node of each state that would hold the demand if it were empty, those that lack least first."""
+    def _shortlist(self, demand: Demand, on_node: Mapping[int, list[Resident]]) -> list[int]:
+        """One node of each state that would hold the demand without its residents, those that lack least first."""
         fleet = self.packer.fleet
         suits = np.array([demand.fits_empty(node) for node in fleet.classes])
         rows = np.flatnonzero((fleet.counts > 0) & suits[fleet.row_class])
@@ -149,8 +149,22 @@ class Mover:
         missing = np.maximum(0, demand.devices - (fleet.slots[rows] >= max(1, demand.share)).sum(axis=1))
         idle = fleet.slots[rows].sum(axis=1) / 1000
         lacks_devices = (missing + np.maximum(0.0, demand.size - idle)) / np.maximum(1, whole)
-        order = np.argsort(lacks_cores + lacks_devices, kind="stable")[:SHORTLIST]
-        return [fleet.members[row][0] for row in rows[order].tolist()]
+        order = np.argsort(lacks_cores + lacks_devices, kind="stable")
+        nearest: list[int] = rows[order].tolist()
+        found: list[int] = []
+        for row in nearest:
+            node = next((node for node in fleet.members[row] if self._could_be_cleared(demand, node, on_node)), None)
+            if node is not None:
+                found.append(node)
+            if len(found) == SHORTLIST:
+                break
+        return found
+
+    def _could_be_cleared(self, demand: Demand, node: int, on_node: Mapping[int, list[Resident]]) -> bool:
+        room = _Room(demand, list(self.packer.fleet.free[node]), *self.packer.fleet.free_host(node))
+        for resident in on_node.get(node, []):
+            room.leave(resident)
+        return room.fits()
 
     def _clearing_cost(
         self, demand: Demand, node: int, there: list[Resident], homes: dict[Demand, Spot | None], moves: int

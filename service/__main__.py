@@ -147,6 +147,7 @@ def _cycle(settings: Settings, _: argparse.Namespace) -> int:
         now=now,
         clock_s=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
         new_id=new_id,
+        learn=solver.learn,
     )
     listener = Listener(url, lambda payload: wake.set() if payload in {"", "cycle"} else None)
     listener.start()

@@ -38,7 +38,7 @@ time limit or its limit on the disk would do so again.
 FIRST_BACK_OFF_S = 5.0
 LONGEST_BACK_OFF_S = 300.0
 
-ASKED = frozenset({EndReason.CANCELLED, EndReason.DRAINED, EndReason.PREEMPTED, EndReason.STALLED})
+ASKED = frozenset({EndReason.CANCELLED, EndReason.DRAINED, EndReason.PREEMPTED, EndReason.MOVED, EndReason.STALLED})
 """Ends that somebody asked the service for, or that it saw itself: a member that was stopped then ended for the
 attempt's own reason, and not because of another member."""
 
@@ -57,6 +57,7 @@ SENTENCES: dict[EndReason, str] = {
     EndReason.STALLED: "its ranks lived and did nothing",
     EndReason.DRAINED: "an administrator emptied its node",
     EndReason.PREEMPTED: "an administrator took its devices for something else",
+    EndReason.MOVED: "the planner moved it: it goes on elsewhere",
 }
 
 
@@ -141,7 +142,7 @@ def job_state_after(
         return J.SUCCEEDED
     if cancel_requested or reason == EndReason.CANCELLED:
         return J.CANCELLED
-    if reason in (EndReason.DRAINED, EndReason.PREEMPTED):
+    if reason in (EndReason.DRAINED, EndReason.PREEMPTED, EndReason.MOVED):
         return J.QUEUED
     if reason in LOSSES and losses + 1 < max_attempts:
         return J.QUEUED

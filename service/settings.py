@@ -46,6 +46,7 @@ class Settings(BaseModel):
     tick_s: float = Field(default=10.0, ge=0.1, le=3_600.0)
     stop_grace_s: float = Field(default=10.0, ge=0.0, le=3_600.0)
     max_attempts: int = Field(default=5, ge=1, le=1_000)
+    moves_per_job: float = Field(default=0.1, ge=0.0, le=100.0)
     keep_output_days: float = Field(default=30.0, gt=0.0, le=36_500.0)
     keep_records_days: float = Field(default=400.0, gt=0.0, le=36_500.0)
     checkpoint_quota_bytes: int = Field(default=1 << 40, ge=0, le=1 << 60)

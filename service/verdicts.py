@@ -5,6 +5,7 @@ from datetime import datetime
 from protocol.jobs import Reason, VerdictView
 
 NOT_WEIGHED_YET = Reason(code="not_weighed_yet", message="the next planning cycle weighs it")
+ROOM_IS_MADE = Reason(code="room_is_made", message="jobs are moved away to make room for it; it starts when they have")
 HELD = Reason(code="held", message="it is held until somebody releases it; `ergon release` does")
 
 
@@ -19,6 +20,6 @@ def backing_off(sentence: str, not_before: datetime) -> Reason:
     return Reason(code="backing_off", message=f"{sentence}; the next attempt starts at {when} or later")
 
 
-def waiting(*reasons: Reason) -> dict[str, object]:
+def waiting(*reasons: Reason, cycle: int | None = None) -> dict[str, object]:
     """A verdict as the table `jobs` keeps it."""
-    return VerdictView(outcome="waiting", reasons=list(reasons)).model_dump(mode="json")
+    return VerdictView(outcome="waiting", reasons=list(reasons), cycle=cycle).model_dump(mode="json")

@@ -42,6 +42,7 @@ OPTIONS = {
     "after": "--after",
     "max_retries": "--max-retries",
     "on_disconnect": "--on-disconnect",
+    "may_move": "--may-move",
     "recipe": "--recipe",
     "code": "--dir",
     "image": "--image",
@@ -144,6 +145,9 @@ def submit(
         str | None,
         typer.Option(metavar="fence|wait", help="Stop or go on when a node cannot reach the service; fence."),
     ] = None,
+    may_move: Annotated[
+        bool, typer.Option("--may-move", help="It may be stopped and go on elsewhere from its latest checkpoint.")
+    ] = False,
     require_feasible: Annotated[
         bool, typer.Option("--require-feasible", help="Refuse the job if no present node could ever run it.")
     ] = False,
@@ -189,6 +193,7 @@ def submit(
         "after": [_dependency(word) for word in after or []],
         "max_retries": max_retries,
         "on_disconnect": on_disconnect,
+        "may_move": may_move,
         "require_feasible": require_feasible,
     }
     given = {field: value for field, value in fields.items() if value not in (None, [], {}) and value is not False}

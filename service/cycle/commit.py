@@ -5,9 +5,10 @@ from datetime import datetime
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from protocol.states import JobState, NodeState
+from protocol.states import AttemptState, Desired, EndReason, JobState, NodeState
 from scheduler.plan import Placement
 from scheduler.problem import Shape
+from service import attempts
 from service.cycle.problem import Seen
 from service.db import notify
 from service.ids import NewId
@@ -85,3 +86,25 @@ def commit_gang(
     for row in rows:
         notify(tx, f"node:{row.id}")
     notify(tx, f"job:{placement.job}")
+
+
+def commit_move(tx: Connection, placement: Placement, *, term: int, now: datetime) -> int:
+    """Ask a job that runs to leave, so that it goes on at another place. The epoch of the attempt that is stopped.
+
+    Args:
+        tx: a transaction of its own; on an exception the caller must roll it back.
+
+    Raises:
+        TermOver: another process leads.
+        Overtaken: the job does not run any more, or is being stopped.
+    """
+    if cycle_store.guard_term(tx, term) is None:
+        raise TermOver(f"term {term} is over")
+    live = attempt_store.live_attempt(tx, placement.job)
+    attempt = live and attempt_store.lock_attempt(tx, live.id)
+    if not attempt or attempt.state != AttemptState.RUNNING.value or attempt.desired != Desired.RUN.value:
+        raise Overtaken(f"job {placement.job} does not run as the plan saw it")
+    names = [member.node for member in placement.members]
+    job_store.add_event(tx, placement.job, kind="moving", now=now, epoch=attempt.epoch, nodes=names)
+    attempts.stop(tx, attempt, EndReason.MOVED, now=now)
+    return attempt.epoch

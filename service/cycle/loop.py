@@ -7,6 +7,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Engine
@@ -15,20 +16,27 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from protocol.states import NodeState
 from scheduler import codec
-from scheduler.plan import Outcome, Plan
-from scheduler.problem import Budget, Problem
+from scheduler.demand import Outlook
+from scheduler.learning import outlook_of_past
+from scheduler.plan import Outcome, Placement, Plan, Verdict
+from scheduler.problem import Budget, Problem, Shape
+from scheduler.validate import has_several_kinds
 from scheduler.verify import verify
-from service import maintenance, nodes
+from service import maintenance, nodes, verdicts
 from service.alarms import Alarm
-from service.cycle.commit import Overtaken, TermOver, commit_gang
+from service.cycle.claims import Allowance, Claim, not_yet
+from service.cycle.commit import Overtaken, TermOver, commit_gang, commit_move
 from service.cycle.leadership import RENEW_S, Leadership
 from service.cycle.leases import Leases, Silence
-from service.cycle.problem import Seen, read_problem, verdict_view
+from service.cycle.outlook import LEARN_EVERY_S, Learn, read_past
+from service.cycle.problem import Seen, read_problem, standing, verdict_view
+from service.cycle.running import read_running
 from service.cycle.solver import SolverProcess
 from service.db import snapshot
 from service.ids import NewId
 from service.settings import Settings
 from service.store import alarms as alarm_store
+from service.store import attempts as attempt_store
 from service.store import cycles as cycle_store
 from service.store import jobs as job_store
 from service.store import nodes as node_store
@@ -55,6 +63,7 @@ class Cycle:
         solve: `Problem` and `Budget` to `Plan`.
         now: the time in UTC, for records.
         clock_s: a clock that never goes back and counts while the machine sleeps, in s.
+        learn: the outlook after past jobs.
     """
 
     def __init__(
@@ -67,6 +76,7 @@ class Cycle:
         now: Callable[[], datetime],
         clock_s: Callable[[], float],
         new_id: NewId,
+        learn: Learn = outlook_of_past,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -82,6 +92,11 @@ class Cycle:
         self._planned_at = float("-inf")
         self._stepped_at = float("-inf")
         self._silence = Silence(lost=(), doubted=(), quiet=frozenset())
+        self._learn = learn
+        self._learned_at = float("-inf")
+        self._outlook: tuple[Outlook, ...] = ()
+        self._allowance = Allowance(settings.moves_per_job)
+        self._claims: list[Claim] = []
 
     def step(self, *, woken: bool) -> None:
         """One turn: lead, expire, and plan if something has changed or jobs have waited for a tick.
@@ -96,7 +111,11 @@ class Cycle:
             self._expire()
         if woken or self._clock_s() - self._planned_at >= self._settings.tick_s:
             self._planned_at = self._clock_s()
-            self._plan(self._term)
+            try:
+                self._plan(self._term)
+            except TermOver as over:
+                log.warning("the plan is dropped: %s", over)
+                self._term = None
 
     @property
     def leads(self) -> bool:
@@ -120,6 +139,7 @@ class Cycle:
             return False
         log.info("leading with term %d", self._term)
         self._leases = Leases(self._settings.lease_s)
+        self._claims, self._allowance = [], Allowance(self._settings.moves_per_job)
         return True
 
     def _expire(self) -> None:
@@ -167,32 +187,50 @@ class Cycle:
     def _plan(self, term: int) -> None:
         # 1. One consistent read. The transaction is over before the solver starts.
         at, started_s = self._now(), time.perf_counter()
+        learns = self._clock_s() - self._learned_at >= LEARN_EVERY_S
         with snapshot(self._engine) as tx:
-            problem, seen = read_problem(tx, pue=self._settings.pue, quiet=self._silence.quiet, now=at)
+            self._claims = standing(tx, self._claims, self._clock_s())
+            problem, seen = read_problem(
+                tx,
+                pue=self._settings.pue,
+                quiet=self._silence.quiet,
+                now=at,
+                claims=self._claims,
+            )
+            self._allowance.note(problem.jobs)
+            moves = self._allowance.left > 0 and not self._claims and attempt_store.any_may_move(tx)
+            if learns or self._outlook or moves:
+                problem = replace(problem, running=read_running(tx, problem.nodes, now=at))
+            past = read_past(tx, problem) if learns else None
+        snapshot_s = time.perf_counter() - started_s
+        # 2. What a plan of before has made room for starts first.
+        self._take_up(seen, term)
+        if learns:
+            self._learned_at = self._clock_s()
+            self._outlook = self._learn(past.problem, past.before, past.lately) if past else ()
         if not problem.jobs:
             return
-        # 2. Solve in the child.
-        snapshot_s, solve_started_s = time.perf_counter() - started_s, time.perf_counter()
+        # 3. Say what is expected to come and how many jobs may move, and solve in the child.
+        solve_started_s = time.perf_counter()
+        problem = self._foreseeing(problem)
         plan = self._solve(problem, self._budget)
         solve_s = time.perf_counter() - solve_started_s
-        # 3. Never trust the optimiser.
+        # 4. Never trust the optimiser.
         if violations := verify(problem, plan):
             log.error("the plan breaks the rules and is dropped: %s", "; ".join(map(str, violations)))
             return
-        # 4. Commit gang by gang.
+        # 5. Stop what moves, and commit the others gang by gang.
         commit_started_s = time.perf_counter()
-        try:
-            overtaken = self._commit(problem, plan, seen, term)
-        except TermOver as over:
-            log.warning("the plan is dropped: %s", over)
-            self._term = None
-            return
-        # 5. Record everything the plan was made from, and what came of it.
+        late = not_yet(problem, plan)
+        self._move(problem, plan, seen, late, term)
+        overtaken = self._commit(problem, plan, seen, late, term)
+        # 6. Record everything the plan was made from, and what came of it.
         self._record(
             problem,
             plan,
             seen,
             overtaken,
+            late,
             term=term,
             at=at,
             snapshot_s=snapshot_s,
@@ -200,26 +238,64 @@ class Cycle:
             commit_s=time.perf_counter() - commit_started_s,
         )
 
-    def _commit(self, problem: Problem, plan: Plan, seen: Seen, term: int) -> set[str]:
+    def _foreseeing(self, problem: Problem) -> Problem:
+        """The problem with the outlook and the moves there may be, where the planner knows how to use them."""
+        if any(node.can_switch or has_several_kinds(node) for node in problem.nodes):
+            return replace(problem, running=())
+        movable = any(running.may_move for running in problem.running)
+        moves = self._allowance.left if movable and not self._claims else 0
+        running = problem.running if moves or self._outlook else ()
+        return replace(problem, outlook=self._outlook, moves=moves, running=running)
+
+    def _take_up(self, seen: Seen, term: int) -> None:
+        """Start the jobs whose claims have become free."""
+        for claim in [claim for claim in self._claims if claim.job in seen.versions]:
+            with contextlib.suppress(Overtaken):  # others have not left yet
+                self._grant(claim.placement, claim.shape, seen, term)
+                self._claims.remove(claim)
+                said = verdict_view(Verdict(job=claim.job, outcome=Outcome.PLACED), cycle=None).model_dump(mode="json")
+                with self._engine.begin() as tx:
+                    job_store.set_verdicts(
+                        tx, [job_store.Verdict(job=claim.job, seen=seen.versions[claim.job], placed=True, said=said)]
+                    )
+
+    def _move(self, problem: Problem, plan: Plan, seen: Seen, late: set[str], term: int) -> None:
+        """Stop the jobs that move, and note where they and those that they make room for go on."""
+        since_s = self._clock_s()
+        running = {one.job.id: one.job for one in problem.running}
+        for move in plan.moves:
+            try:
+                with self._engine.begin() as tx:
+                    epoch = commit_move(tx, move, term=term, now=self._now())
+            except Overtaken as race:
+                log.info("not moved: %s", race)
+                continue
+            self._allowance.spend(1)
+            shape = running[move.job].shapes[move.shape]
+            self._claims.append(Claim(placement=move, shape=shape, epoch=epoch, since_s=since_s))
+        jobs = {job.id: job for job in problem.jobs}
+        for placement in plan.placements:
+            if placement.job in late:
+                shape, epoch = jobs[placement.job].shapes[placement.shape], seen.epochs[placement.job]
+                self._claims.append(Claim(placement=placement, shape=shape, epoch=epoch, since_s=since_s))
+
+    def _commit(self, problem: Problem, plan: Plan, seen: Seen, late: set[str], term: int) -> set[str]:
         """Commit each gang in a transaction of its own; the jobs whose placement did not hold any more."""
         shapes = {job.id: job.shapes for job in problem.jobs}
         overtaken: set[str] = set()
         for placement in plan.placements:
+            if placement.job in late:
+                continue
             try:
-                with self._engine.begin() as tx:
-                    commit_gang(
-                        tx,
-                        placement,
-                        shapes[placement.job][placement.shape],
-                        seen,
-                        term=term,
-                        now=self._now(),
-                        new_id=self._new_id,
-                    )
+                self._grant(placement, shapes[placement.job][placement.shape], seen, term)
             except Overtaken as race:
                 log.info("not committed: %s", race)
                 overtaken.add(placement.job)
         return overtaken
+
+    def _grant(self, placement: Placement, shape: Shape, seen: Seen, term: int) -> None:
+        with self._engine.begin() as tx:
+            commit_gang(tx, placement, shape, seen, term=term, now=self._now(), new_id=self._new_id)
 
     def _record(
         self,
@@ -227,6 +303,7 @@ class Cycle:
         plan: Plan,
         seen: Seen,
         overtaken: set[str],
+        late: set[str],
         *,
         term: int,
         at: datetime,
@@ -242,7 +319,7 @@ class Cycle:
                 at=at,
                 pending=len(problem.jobs),
                 placed=outcomes[Outcome.PLACED],
-                committed=outcomes[Outcome.PLACED] - len(overtaken),
+                committed=outcomes[Outcome.PLACED] - len(overtaken | late),
                 objective_j=plan.objective_j,
                 bound_j=plan.bound_j,
                 gap=plan.gap,
@@ -258,8 +335,10 @@ class Cycle:
                 job_store.Verdict(
                     job=verdict.job,
                     seen=seen.versions[verdict.job],
-                    placed=verdict.outcome == Outcome.PLACED,
-                    said=verdict_view(verdict, cycle=number).model_dump(mode="json"),
+                    placed=verdict.outcome == Outcome.PLACED and verdict.job not in late,
+                    said=verdicts.waiting(verdicts.ROOM_IS_MADE, cycle=number)
+                    if verdict.job in late
+                    else verdict_view(verdict, cycle=number).model_dump(mode="json"),
                 )
                 for verdict in plan.verdicts
                 if verdict.job not in overtaken

@@ -1,6 +1,5 @@
 """From rows to the planner's words: one consistent read of the database becomes a `Problem`."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -9,30 +8,22 @@ from typing import Literal
 from sqlalchemy import Connection
 
 from protocol.jobs import JobSpec, Reason, VerdictView
-from protocol.states import NodeState
+from protocol.states import JobState, NodeState
 from scheduler.feasibility import total_room, why_impossible
 from scheduler.plan import Outcome, Verdict
 from scheduler.plan import Reason as PlanReason
-from scheduler.power import InstalledDevice, Inventory, active_w, default_wait_w, node_power
-from scheduler.problem import WHOLE_DEVICE, Device, Isolation, Job, Node, Problem, Shape
+from scheduler.power import InstalledDevice, Inventory, default_wait_w, node_power
+from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, Problem, Shape
+from service.cycle.claims import PATIENCE_S, Claim, without
+from service.cycle.shapes import remaining_s, shapes_of
 from service.db import Record
 from service.store import attempts as attempt_store
 from service.store import jobs as job_store
 from service.store import nodes as node_store
 
-DEFAULT_RUN_S = 3_600.0
-"""Run time assumed for a job that states neither an estimate nor a limit."""
-
-LIMIT_SHARE = 0.5
-"""Share of its time limit that a job without an estimate is assumed to run. A guess, until run times are learned."""
-
-SHORTEST_RUN_S = 1.0
-"""Shorter estimates are not told apart; the smallest of numbers would even be 0 when halved."""
-
-OVERDUE_S = 60.0
-"""A job that has run past its estimate is assumed to need this much longer."""
-
 UNSAID = "its agent does not say what runs containers there; upgrade it"
+
+UNSETTLED = (JobState.QUEUED.value, JobState.STARTING.value, JobState.RUNNING.value)
 
 MAX_PENDING = 2_000
 """Jobs weighed in one cycle, in order of precedence; the others wait for the next ones."""
@@ -57,24 +48,49 @@ class Seen:
 
 
 def read_problem(
-    tx: Connection, *, pue: float, now: datetime, quiet: Collection[str] = frozenset()
+    tx: Connection,
+    *,
+    pue: float,
+    now: datetime,
+    quiet: Collection[str] = frozenset(),
+    claims: Sequence[Claim] = (),
 ) -> tuple[Problem, Seen]:
     """The planner's input, and the versions it stands for. `tx` must be one snapshot.
 
     Args:
         quiet: nodes that are ready but were not heard lately; nothing new goes there.
+        claims: places that are given already. Their jobs are not part of the problem, but of what was seen.
     """
     node_rows = node_store.list_nodes(tx)
     job_rows = job_store.list_queued(tx, MAX_PENDING, now=now)
     nodes = _nodes(tx, node_rows, now, quiet)
-    problem = Problem(nodes=nodes, jobs=tuple(_job(row, nodes) for row in job_rows), pue=pue)
+    claimed = {claim.job for claim in claims}
+    problem = Problem(
+        nodes=without(nodes, claims),
+        jobs=tuple(_job(row, nodes) for row in job_rows if row.id not in claimed),
+        pue=pue,
+    )
+    seen_rows = [*job_rows, *(row for row in job_store.find_jobs(tx, claimed) if row.state == JobState.QUEUED.value)]
     seen = Seen(
-        versions={row.id: row.version for row in job_rows},
-        epochs={row.id: row.epoch for row in job_rows},
+        versions={row.id: row.version for row in seen_rows},
+        epochs={row.id: row.epoch for row in seen_rows},
         incarnations={row.id: row.incarnation for row in node_rows},
-        arrays={row.id: row.array_id for row in job_rows if row.array_id is not None},
+        arrays={row.id: row.array_id for row in seen_rows if row.array_id is not None},
     )
     return problem, seen
+
+
+def standing(tx: Connection, claims: Sequence[Claim], clock_s: float) -> list[Claim]:
+    """The claims that still hold: those of jobs that are leaving or wait, and have had no other attempt since."""
+    rows = {row.id: row for row in job_store.find_jobs(tx, [claim.job for claim in claims])}
+    return [
+        claim
+        for claim in claims
+        if (row := rows.get(claim.job)) is not None
+        and row.epoch == claim.epoch
+        and row.state in UNSETTLED
+        and clock_s - claim.since_s < PATIENCE_S
+    ]
 
 
 def why_never(tx: Connection, specs: Sequence[JobSpec]) -> list[tuple[Reason, ...]]:
@@ -84,7 +100,7 @@ def why_never(tx: Connection, specs: Sequence[JobSpec]) -> list[tuple[Reason, ..
     known: dict[tuple[Shape, ...], tuple[Reason, ...]] = {}
     answers: list[tuple[Reason, ...]] = []
     for spec in specs:
-        shapes = _shapes(spec, nodes)
+        shapes = shapes_of(spec, nodes)
         if shapes not in known:
             known[shapes] = tuple(_shown(reason) for reason in why_impossible(shapes, room))
         answers.append(known[shapes])
@@ -93,7 +109,7 @@ def why_never(tx: Connection, specs: Sequence[JobSpec]) -> list[tuple[Reason, ..
 
 def planned_job(spec: JobSpec, nodes: Sequence[Node], *, job_id: str, order: int) -> Job:
     """A job that is not in the database, as the planner would see it."""
-    shapes = _shapes(spec, nodes)
+    shapes = shapes_of(spec, nodes)
     return Job(id=job_id, priority=spec.priority, order=order, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
 
 
@@ -105,14 +121,6 @@ def verdict_view(verdict: Verdict, *, cycle: int | None) -> VerdictView:
 
 def _shown(reason: PlanReason) -> Reason:
     return Reason(code=reason.code, message=reason.message)
-
-
-def run_estimate(spec: JobSpec) -> float:
-    """How long the job is expected to run, in s: the user's word, else half its limit, else an hour."""
-    limit_s = spec.time_limit_s or math.inf
-    if spec.expected_run_s is not None:
-        return max(SHORTEST_RUN_S, min(spec.expected_run_s, limit_s))
-    return max(SHORTEST_RUN_S, limit_s * LIMIT_SHARE) if spec.time_limit_s else DEFAULT_RUN_S
 
 
 def inventory_of(row: Record, devices: Sequence[Record]) -> Inventory:
@@ -163,7 +171,7 @@ def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: S
         power=node_power(inventory_of(row, devices)),
         open=row.state == NodeState.READY.value and not row.cordoned,
         container_fault="" if row.container_runtime else row.container_fault or UNSAID,
-        busy_s=max((_remaining_s(member, now) for member in work), default=0.0),
+        busy_s=max((remaining_s(member, now) for member in work), default=0.0),
     )
 
 
@@ -172,36 +180,6 @@ def _free(device: Record, taken: int) -> int:
     return 0 if device.unfit_reason is not None else WHOLE_DEVICE - taken
 
 
-def _remaining_s(member: Record, now: datetime) -> float:
-    estimate = run_estimate(JobSpec.model_validate(member.spec))
-    if member.started_at is None:
-        return estimate
-    return max(estimate - (now - member.started_at).total_seconds(), OVERDUE_S)
-
-
 def _job(row: Record, nodes: Sequence[Node]) -> Job:
-    shapes = _shapes(JobSpec.model_validate(row.spec), nodes)
+    shapes = shapes_of(JobSpec.model_validate(row.spec), nodes)
     return Job(id=row.id, priority=row.priority, order=row.seq, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
-
-
-def _shapes(spec: JobSpec, nodes: Sequence[Node]) -> tuple[Shape, ...]:
-    """One shape for each acceptable kind. A job that accepts any kind gets one for each kind there is; one that wants
-    no device gets one without a kind."""
-    kinds = spec.device_kinds or sorted({device.kind for node in nodes for device in node.devices}) or ["cpu"]
-    if not spec.devices_per_node:
-        kinds = [""]
-    return tuple(
-        Shape(
-            members=spec.nodes,
-            devices=spec.devices_per_node,
-            kind=kind,
-            millicores=round(spec.cores * 1000),
-            memory_bytes=spec.memory_bytes_per_node,
-            run_s=run_estimate(spec),
-            active_w=active_w(kind) if kind else 0.0,
-            in_container=spec.image is not None,
-            share=round(spec.device_share * WHOLE_DEVICE),
-            isolation=Isolation[spec.device_isolation.upper()],
-        )
-        for kind in dict.fromkeys(kinds)
-    )

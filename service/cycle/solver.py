@@ -1,7 +1,7 @@
 """The solver in a process of its own: warm, because importing it takes longer than most solves, and apart, so that a
 solver that hangs, dies or eats memory costs one child and nothing else.
 
-Parent and child exchange frames over pipes: eight bytes of length, then the budget or the codec's bytes.
+Parent and child exchange frames over pipes: eight bytes of length, then what is asked or the codec's bytes.
 """
 
 import contextlib
@@ -12,10 +12,13 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import IO
+from typing import IO, Any
 
 from scheduler import codec
+from scheduler.demand import Outlook
+from scheduler.learning import outlook_of_past
 from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve, solve_greedily
@@ -25,6 +28,8 @@ log = logging.getLogger(__name__)
 LENGTH = struct.Struct(">Q")
 GRACE_S = 5.0
 """On top of the budget's own watchdog, for coding and for a machine under load."""
+LEARN_S = 60.0
+"""How long learning from past jobs may take; about 5 s on a thousand nodes of 15 classes."""
 START_S = 60.0
 """How long a fresh child may take to import the solver."""
 
@@ -60,14 +65,25 @@ class SolverProcess:
     def solve(self, problem: Problem, budget: Budget) -> Plan:
         """The child's plan; the greedy plan, marked as `fallback`, if the child fails."""
         try:
-            return self._ask(problem, budget)
-        except SolverFailed as failure:
+            return codec.decode_plan(self._ask(asdict(budget), problem, budget.watchdog_s))
+        except (SolverFailed, codec.CodecError) as failure:
             log.error("the solver failed and is replaced; the greedy plan is used: %s", failure)
             self.stop()
             self.start()
             return solve_greedily(problem)
 
-    def _ask(self, problem: Problem, budget: Budget) -> Plan:
+    def learn(self, problem: Problem, before: Sequence[int], lately: Sequence[int]) -> tuple[Outlook, ...]:
+        """What the child expects after this past (`scheduler.learning.outlook_of_past`); nothing if the child fails."""
+        try:
+            answer = self._ask({"before": before, "lately": lately}, problem, LEARN_S)
+            return codec.decode_problem(answer).outlook
+        except SolverFailed as failure:
+            log.error("the solver failed to learn from past jobs and is replaced; none are expected: %s", failure)
+            self.stop()
+            self.start()
+            return ()
+
+    def _ask(self, asked: dict[str, object], problem: Problem, limit_s: float) -> bytes:
         if self._child is None or self._child.poll() is not None:
             self.stop()
             self.start()
@@ -75,15 +91,15 @@ class SolverProcess:
         assert self._child.stdin
         assert self._child.stdout
         # A child that hangs may stop reading as well as answering: only its end surely frees whoever waits for it.
-        limit_s = budget.watchdog_s + GRACE_S + (0.0 if self._warm else START_S)
+        limit_s += GRACE_S + (0.0 if self._warm else START_S)
         watchdog = threading.Timer(limit_s, self._child.kill)
         watchdog.start()
         try:
-            _write(self._child.stdin, json.dumps(asdict(budget)).encode())
+            _write(self._child.stdin, json.dumps(asked).encode())
             _write(self._child.stdin, codec.encode_problem(problem))
             if answer := _read(self._child.stdout):
                 self._warm = True
-                return codec.decode_plan(answer)
+                return answer
         except (OSError, ValueError) as error:
             raise SolverFailed(str(error)) from error
         finally:
@@ -108,8 +124,15 @@ def serve() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get between the frames
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        while (budget := _read(requests)) and (problem := _read(requests)):
-            _write(answers, codec.encode_plan(solve(codec.decode_problem(problem), Budget(**json.loads(budget)))))
+        while (asked := _read(requests)) and (problem := _read(requests)):
+            _write(answers, _answer(json.loads(asked), codec.decode_problem(problem)))
+
+
+def _answer(asked: dict[str, Any], problem: Problem) -> bytes:
+    if "lately" in asked:
+        outlook = outlook_of_past(problem, asked["before"], asked["lately"])
+        return codec.encode_problem(Problem(nodes=(), jobs=(), outlook=outlook))
+    return codec.encode_plan(solve(problem, Budget(**asked)))
 
 
 if __name__ == "__main__":

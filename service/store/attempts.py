@@ -222,14 +222,24 @@ def held_devices(tx: Connection) -> Sequence[Record]:
 
 
 def held_work(tx: Connection) -> Sequence[Record]:
-    """Every member that holds a node, with the spec and start of its job: what the snapshot takes off each node."""
+    """Every member that holds a node, with its attempt and job: what the snapshot takes off each node."""
     query = (
         select(
+            members.c.attempt_id,
+            members.c.member,
             members.c.node_id,
             members.c.millicores,
             members.c.memory_bytes,
             members.c.granted_at,
+            attempts.c.epoch,
+            attempts.c.state.label("attempt_state"),
+            attempts.c.desired,
             attempts.c.started_at,
+            attempts.c.job_id,
+            jobs.c.seq,
+            jobs.c.priority,
+            jobs.c.checkpoint_epoch,
+            jobs.c.checkpoint_at,
             jobs.c.spec,
         )
         .join(attempts, members.c.attempt_id == attempts.c.id)
@@ -237,6 +247,13 @@ def held_work(tx: Connection) -> Sequence[Record]:
         .where(members.c.released_at.is_(None))
     )
     return tx.execute(query).all()
+
+
+def any_may_move(tx: Connection) -> bool:
+    """Whether a job holds a node that allowed to be moved."""
+    held = select(members.c.attempt_id).where(members.c.released_at.is_(None))
+    held = held.join(attempts, members.c.attempt_id == attempts.c.id).join(jobs, attempts.c.job_id == jobs.c.id)
+    return tx.execute(select(held.where(jobs.c.spec.contains({"may_move": True})).exists())).scalar_one()
 
 
 def list_attempts(tx: Connection, job_id: str) -> Sequence[Record]:

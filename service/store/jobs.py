@@ -1,6 +1,6 @@
 """Jobs, their events, and the answers kept for repeated requests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
@@ -52,6 +52,16 @@ def find_job(tx: Connection, job_id: str, *, user_id: str | None) -> Record | No
     """One job with its user's name. With `user_id`, only that user's jobs exist."""
     query = _jobs_with_users().where(jobs.c.id == job_id)
     return tx.execute(_owned(query, user_id)).one_or_none()
+
+
+def find_jobs(tx: Connection, ids: Collection[str]) -> Sequence[Record]:
+    """These jobs, as far as they exist."""
+    return tx.execute(select(jobs).where(jobs.c.id == any_(literal(list(ids), ARRAY(Text))))).all()
+
+
+def latest_specs(tx: Connection, limit: int) -> Sequence[dict[str, object]]:
+    """Specs of the jobs that came last, the newest first."""
+    return tx.execute(select(jobs.c.spec).order_by(jobs.c.seq.desc()).limit(limit)).scalars().all()
 
 
 def first_job(tx: Connection, array_id: str) -> str:

@@ -73,7 +73,7 @@ def test_submit_turns_every_option_into_the_spec(service: HttpService, capsys: C
     service.answer("POST /v1/jobs", a_job(verdict=NO_DEVICE), status=201)
     words = "submit --name big --nodes 2 --devices-per-node 4 --kind h100 --kind h200 --ranks-per-node 8 --cores 1.5"
     words += " --memory 4GiB --disk 20GiB --queue team --priority 5 --time-limit 2h --expect 15m --env A=1 --env B=x=y"
-    words += " --stall-timeout 9m --require-feasible --python /opt/py --requirements r.txt --dataset d=/data"
+    words += " --stall-timeout 9m --may-move --require-feasible --python /opt/py --requirements r.txt --dataset d=/data"
     words += " -- python train.py --nodes 9 -o x"
     Path("r.txt").write_text("numpy\n")
     assert main(words.split()) == 0
@@ -93,6 +93,7 @@ def test_submit_turns_every_option_into_the_spec(service: HttpService, capsys: C
         stall_timeout_s=540,
         expected_run_s=900,
         env={"A": "1", "B": "x=y"},
+        may_move=True,
         require_feasible=True,
         code=next(iter(service.archives)),
         python="/opt/py",
@@ -188,7 +189,7 @@ def test_an_impossible_job_is_accepted_and_says_why(service: HttpService, capsys
 
 def test_an_impossible_job_that_must_be_feasible_is_refused(service: HttpService, capsys: Captured) -> None:
     service.refuse("POST /v1/jobs", 422, "impossible", "64 nodes asked for, 2 there")
-    assert main(["submit", "--no-ship", "--require-feasible", "--nodes", "64", "--", "x"]) == 2
+    assert main(["submit", "--no-ship", "--may-move", "--require-feasible", "--nodes", "64", "--", "x"]) == 2
     assert one_error_line(capsys) == "ergon: 64 nodes asked for, 2 there\n"
 
 

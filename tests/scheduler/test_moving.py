@@ -88,6 +88,15 @@ def test_a_small_job_makes_room_for_a_wide_one() -> None:
     assert solve(scattered(moves=0)).placements == ()
 
 
+@pytest.mark.parametrize("fixed", ["ja", "jb"])
+def test_room_is_made_on_whichever_of_alike_nodes_has_who_may_move(fixed: str) -> None:
+    of = scattered(moves=1)
+    of = replace(of, running=tuple(replace(one, may_move=one.job.id != fixed) for one in of.running))
+    plan = solve(of)
+    assert [placed.job for placed in plan.placements] == ["j9"]
+    assert [move.job for move in plan.moves] == [{"ja": "jb", "jb": "ja"}[fixed]]
+
+
 def test_too_many_moves_and_moves_of_strangers_are_found() -> None:
     of = scattered(moves=1)
     plan = solve(of)

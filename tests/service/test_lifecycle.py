@@ -206,6 +206,8 @@ def test_a_fault_of_the_job_is_repeated_as_often_as_it_asks_for(reason: EndReaso
 def test_a_drained_node_costs_the_job_nothing() -> None:
     assert after(R.DRAINED, losses=2) == "queued"
     assert after(R.DRAINED, cancelled=True) == "cancelled"
+    assert after(R.MOVED, losses=2) == "queued"
+    assert after(R.MOVED, cancelled=True) == "cancelled"
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -214,7 +216,9 @@ def test_other_ends_are_final(cancelled: bool) -> None:
     assert after(R.CANCELLED, max_retries=9, cancelled=cancelled) == "cancelled"
     for limit in (R.TIME_LIMIT, R.DISK_QUOTA):
         assert after(limit, max_retries=9, cancelled=cancelled) == ("cancelled" if cancelled else "failed")
-    assert {R.COMPLETED, R.CANCELLED, R.TIME_LIMIT, R.DISK_QUOTA, R.DRAINED, R.PREEMPTED} | AGAIN | OWN == set(R)
+    assert {R.COMPLETED, R.CANCELLED, R.TIME_LIMIT, R.DISK_QUOTA, R.DRAINED, R.PREEMPTED, R.MOVED} | AGAIN | OWN == set(
+        R
+    )
 
 
 @given(repeats=st.integers(1, 10_000))

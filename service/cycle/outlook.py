@@ -1,0 +1,60 @@
+"""What is expected to come, learned from the jobs that came: the planner places today's jobs with it in mind."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection
+
+from protocol.jobs import JobSpec
+from scheduler.demand import Outlook
+from scheduler.problem import Job, Problem, Shape
+from service.cycle.shapes import SHORTEST_RUN_S, shapes_of
+from service.store import jobs as job_store
+
+PAST = 5_000
+"""Jobs that are learned from, the latest."""
+
+LATELY = 500
+"""Of those the latest, which count most if they differ from the others. From fewer jobs nothing is learned."""
+
+LEARN_EVERY_S = 600.0
+
+Learn = Callable[[Problem, Sequence[int], Sequence[int]], tuple[Outlook, ...]]
+"""`scheduler.learning.outlook_of_past`, or whoever asks it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What came: the problem's jobs, each so often in the longer past and lately."""
+
+    problem: Problem
+    before: tuple[int, ...]
+    lately: tuple[int, ...]
+
+
+def read_past(tx: Connection, problem: Problem) -> Past | None:
+    """What there is to learn from: nothing if too few jobs came, or all took whole devices. Those are planned exactly,
+    without an outlook.
+    """
+    specs = job_store.latest_specs(tx, PAST)
+    if len(specs) < LATELY:
+        return None
+    wanted = [_wanted(JobSpec.model_validate(spec), problem) for spec in specs]
+    if not any(shape.shared or not shape.devices for shapes in wanted for shape in shapes):
+        return None
+    lately, before = Counter(wanted[:LATELY]), Counter(wanted[LATELY:])
+    kinds = list(dict.fromkeys(wanted))
+    jobs = tuple(
+        Job(id=f"past-{number}", priority=0, order=number, shapes=shapes, wait_w=0.0)
+        for number, shapes in enumerate(kinds)
+    )
+    return Past(
+        problem=replace(problem, jobs=jobs),
+        before=tuple(before[shapes] for shapes in kinds),
+        lately=tuple(lately[shapes] for shapes in kinds),
+    )
+
+
+def _wanted(spec: JobSpec, problem: Problem) -> tuple[Shape, ...]:
+    return tuple(replace(shape, run_s=SHORTEST_RUN_S) for shape in shapes_of(spec, problem.nodes))
