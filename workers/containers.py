@@ -28,6 +28,9 @@ MADE = "containers.json"
 PROBE_S = 60.0
 """A first container on a machine sets up the runtime's storage."""
 
+MEMORY_SHORT = 3
+"""Code with which `remove_command` ends if no container is left and the kernel killed in one for want of memory."""
+
 REMOVE_S = 10.0
 REMOVE_ROUNDS = 3
 """A container whose processes were killed under it is often refused once, and goes at the second time."""
@@ -60,6 +63,7 @@ class Container:
 
     cpus: float | None
     memory_bytes: int
+    processes: int
     user: tuple[int, int]
 
 
@@ -80,6 +84,7 @@ def create_command(runtime: str, container: Container) -> list[str]:
     if container.memory_bytes:
         # No swap beyond it: a rank that needs more must end and say so.
         command += ["--memory", str(container.memory_bytes), "--memory-swap", str(container.memory_bytes)]
+    command += ["--pids-limit", str(container.processes)]
     command += gpu_options(runtime, container.gpus) + mount_options(container)
     for name, value in sorted(container.env.items()):
         command += ["--env", f"{name}={value}" if name.startswith(STEERING) else name]
@@ -210,8 +215,21 @@ def remove(runtime: str, attempt: str, environment: Mapping[str, str]) -> bool:
     return False
 
 
+def was_memory_short(runtime: str, attempt: str, environment: Mapping[str, str]) -> bool:
+    """Whether the kernel killed in a container of the attempt for want of memory, as the runtime tells; in none that is
+    removed."""
+    if runtime == "apptainer":
+        return False
+    listing = [runtime, "ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={LABEL}={attempt}"]
+    _code, found, _said = ask(listing, environment, REMOVE_S)
+    if not found.split():
+        return False
+    inspect = [runtime, "inspect", "--format", "{{.State.OOMKilled}}", *found.split()]
+    return "true" in ask(inspect, environment, REMOVE_S)[1].split()
+
+
 def remove_command(python: str, runtime: str, attempt: str) -> list[str]:
-    """`remove` as a process that ends with 0 if none is left."""
+    """`remove` as a process that ends with 0 or MEMORY_SHORT if none is left."""
     root = str(Path(__file__).resolve().parent.parent)
     script = f"import sys; sys.path.append({root!r}); from workers import containers; containers.main(*sys.argv[1:])"
     return [python, "-I", "-S", "-c", script, runtime, attempt]
@@ -219,7 +237,8 @@ def remove_command(python: str, runtime: str, attempt: str) -> list[str]:
 
 def main(runtime: str, attempt: str) -> None:
     """Of `remove_command`."""
-    sys.exit(0 if remove(runtime, attempt, os.environ) else 1)
+    short = was_memory_short(runtime, attempt, os.environ)
+    sys.exit(1 if not remove(runtime, attempt, os.environ) else MEMORY_SHORT if short else 0)
 
 
 def ask(command: list[str], environment: Mapping[str, str], limit_s: float | None = None) -> tuple[int, str, str]:

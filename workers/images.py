@@ -21,6 +21,7 @@ from workers.containers import (
     start_command,
     start_environment,
 )
+from workers.limits import MOST_PROCESSES
 
 RUNTIME_MODULES = [Path(__file__).resolve().parent.parent / "ergon" / name for name in ("runtime.py", "checkpoints.py")]
 """What a script in a container may import of ours: `ergon.runtime`, which needs nothing but Python."""
@@ -66,6 +67,7 @@ def make_containers(cache: Cache, folder: Path, launch: dict, *, data: Mapping[s
             gpus=needs["gpus"],
             cpus=needs["cpus"],
             memory_bytes=needs["memory_bytes"],
+            processes=needs.get("processes", MOST_PROCESSES),  # a record of before has none
             user=(os.getuid(), os.getgid()),
         )
         if runtime != "apptainer":

@@ -13,6 +13,7 @@ from archives.limits import show_bytes
 from protocol.jobs import Recipe
 from protocol.sync import Assignment, DeviceGrant
 from workers.containers import client_environment, remove_command
+from workers.limits import MOST_PROCESSES
 from workers.rendezvous import split_address
 from workers.stalls import DUMP_SIGNAL
 
@@ -186,6 +187,7 @@ def container_record(assignment: Assignment, *, runtime: str | None, python: str
         "gpus": visible_devices(assignment.devices),
         "cpus": None if assignment.cpu_limit is None else assignment.cpu_limit / assignment.ranks,
         "memory_bytes": assignment.memory_bytes // assignment.ranks,
+        "processes": MOST_PROCESSES // assignment.ranks,
         "remove": remove_command(python, runtime or "", assignment.attempt),
     }
 

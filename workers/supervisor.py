@@ -46,6 +46,10 @@ RUNTIME_CODES = (125, 126, 127)
 KEPT_FREE_BYTES = 64 * 1024 * 1024
 """Output leaves so much of the disk free, or an eighth of a small one: records of ours must find room, or the agent
 loses its lease and the job with it."""
+MEMORY_SHORT = 3
+"""As in `containers.py`, which takes too long to import."""
+OOM_MARK = "oom"
+"""podman 4.3 does not tell of that: its monitor makes this file in the folder that the container was started from."""
 NAMED_STREAMS = 4
 """Streams that lost output on a full disk, by name, in the message of an end."""
 
@@ -490,10 +494,18 @@ class Supervisor:
             while self.removing is not None and now_s() < give_up_s:
                 self._wait(give_up_s - now_s())
                 self._reap()
-            if self.removing is None and self.remove_code == 0:
+            if self.removing is None and self.remove_code in (0, MEMORY_SHORT):
+                self._say_if_container_was_short()
                 return True
             self._wait(round_s)
         return False
+
+    def _say_if_container_was_short(self) -> None:
+        """The limits of containers are their runtime's, and only the end tells whether one was reached."""
+        short = self.remove_code == MEMORY_SHORT or os.path.exists(self._path(OOM_MARK))
+        if short and self.ending is not None and self.ending.reason == "failed":
+            self.ending.reason = "out_of_memory"
+            self.ending.message += f"; {self.launch['memory_message']}"
 
     def _kill_all(self, patience_s: float, round_s: float) -> bool:
         """Kill every process below this one, looking every `round_s`, until there is none. False if `patience_s` were
@@ -565,5 +577,6 @@ def main(folder: str) -> None:
     # Whoever creates the claim decides: this process to run, or an agent that lost track to never let it start.
     if not files.create_record(os.path.join(folder, "claim.json"), {"pid": me.pid, "start": me.start}):
         return
-    os.chdir(os.path.join(folder, "work"))
+    # A container has a folder of its own to work in; what starts it may leave a mark here that the job cannot.
+    os.chdir(folder if launch.get("container") else os.path.join(folder, "work"))
     supervisor.run()

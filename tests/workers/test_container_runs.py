@@ -96,7 +96,26 @@ def test_the_time_limit_and_the_memory_limit(boxed, service):
     one.terminate()
     boxed("", command=["python", "-c", "print(len(bytearray(256 << 20)))"], memory_bytes=64 << 20)
     report = ended(service)
-    assert (report.reason, report.exit_code) == (EndReason.FAILED, 137)
+    assert (report.reason, report.exit_code) == (EndReason.OUT_OF_MEMORY, 137)
+    assert report.message.endswith("it may use 64 MiB; submit it with more `memory_bytes_per_node` (--memory)")
+
+
+def test_a_container_whose_child_had_no_memory_is_out_of_memory_and_another_failure_is_none(boxed, service):
+    hungry = "mkdir -p oom; python -c 'bytearray(256 << 20)' || exit 5"
+    one = boxed(hungry, memory_bytes=64 << 20)
+    report = ended(service)
+    assert (report.reason, report.exit_code) == (EndReason.OUT_OF_MEMORY, 5)
+    one.terminate()
+    boxed("touch oom; exit 5", memory_bytes=64 << 20)
+    assert ended(service).reason is EndReason.FAILED
+
+
+def test_a_container_has_no_more_processes_than_a_member_may_have(boxed, service):
+    boxed(
+        "for file in /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max; do read n < $file && echo $n; done", ranks=2
+    )
+    ended(service)
+    assert service.text(A1) == "16384\n"
 
 
 def test_the_next_agent_takes_over(boxed, service, agent):

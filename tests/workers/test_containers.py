@@ -1,5 +1,8 @@
 """The command lines of the three runtimes, and which of them counts as working."""
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +23,14 @@ BOX = Container(
     gpus=["GPU-1", "GPU-2"],
     cpus=1.5,
     memory_bytes=1_000,
+    processes=2_000,
     user=(1000, 1001),
 )
 
 MADE = (
     " create --name ergon-a1-0 --label ergon.attempt=a1 --pull never --init --network host --ipc host --log-driver none"
     " --security-opt no-new-privileges --security-opt label=disable{userns} --user 1000:1001 --workdir /state/a1/work"
-    " --stop-timeout 0 --cpus 1.5 --memory 1000 --memory-swap 1000{gpus}{mounts}"
+    " --stop-timeout 0 --cpus 1.5 --memory 1000 --memory-swap 1000 --pids-limit 2000{gpus}{mounts}"
     " --env PATH=/opt/bin --env RANK --env TOKEN localhost/train:1 python train.py"
 )
 MOUNTS = (
@@ -120,3 +124,16 @@ def test_containers_that_the_runtime_still_lists_are_not_gone(tmp_path: Path) ->
     assert log.read_text().splitlines() == ["rm --force --volumes c1"] * containers.REMOVE_ROUNDS
     program(tmp_path, "docker", "exit 1")
     assert not containers.remove("docker", "a1", own)
+
+
+@pytest.mark.parametrize(("killed", "code"), [("true", containers.MEMORY_SHORT), ("false", 0)])
+def test_what_removes_containers_tells_whether_one_had_no_memory(tmp_path: Path, killed: str, code: int) -> None:
+    gone = tmp_path / "gone"
+    script = (
+        f"case $1 in ps) test -e {gone} || echo c1 c2;; inspect) echo false; echo {killed};; rm) touch {gone};; esac"
+    )
+    program(tmp_path, "docker", script)
+    (tmp_path / "touch").symlink_to(shutil.which("touch"))
+    command = containers.remove_command(sys.executable, "docker", "a1")
+    assert subprocess.run(command, env={"PATH": str(tmp_path)}, check=False).returncode == code
+    assert gone.exists()
