@@ -19,7 +19,7 @@ class Examples(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Tensors:
     """Examples that are held as they are: inputs (n, ...) and classes int64 (n,)."""
 

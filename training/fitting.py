@@ -102,6 +102,8 @@ def train_round(
     losses = torch.zeros(len(batches), dtype=torch.float64, device=ranks.device)
     counts: list[int] = []
     for position, batch in enumerate(batches):
+        # What is drawn at random follows from the step, so that a run that was broken off draws the same.
+        torch.manual_seed(options.seed + 1_000_003 * (before + position) + 7_919 * ranks.rank)
         losses[position], count = train_step(strategy, examples, batch, options)
         counts.append(count)
         strategy.update(rate_at(before + position + 1, rounds.total * rounds.steps, options))

@@ -8,6 +8,7 @@ MODULES = {
     "digits-mlp": "training.recipes.digits_mlp",
     "linear-regression": "training.recipes.linear_regression",
     "softmax": "training.recipes.softmax",
+    "text-cnn": "training.recipes.text_cnn",
 }
 
 
