@@ -18,7 +18,8 @@ class Site:
     """A node that takes work. `kinds` are its wholly free devices.
 
     Keeping it on costs `rate_w` (PUE included) for every second beyond `end_s`, up to the horizon; 0 for a node that
-    stays on anyway. `boot_j` (PUE included) is charged once if it is off. Sites of one `group` are interchangeable.
+    stays on anyway. `boot_j` (PUE and the wait for it included) is charged once if it is off. Sites of one `group` are
+    interchangeable.
     """
 
     node: Node
@@ -87,7 +88,10 @@ Choices = Mapping[int, Choice]
 
 
 def find_candidates(problem: Problem) -> Candidates:
-    """The line of possible jobs with every way each could start on what is free now."""
+    """The line of possible jobs with every way each could start on what is free now, at the prices of
+    `Problem.shared_out`.
+    """
+    problem = problem.shared_out()
     sites = sites_of(problem)
     staked = stakes(problem)
     line = sorted((job for job in problem.jobs if job.id in staked), key=lambda job: (-job.priority, job.order, job.id))
@@ -281,7 +285,7 @@ def sites_of(problem: Problem) -> tuple[Site, ...]:
         kinds = free_devices(node)
         end_s = on_time_s(node, {}, problem.horizon_s)
         rate_w = problem.pue * (node.power.base_w - node.power.off_w) if node.can_switch else 0.0
-        boot_j = 0.0 if node.on else problem.pue * node.power.boot_j
+        boot_j = 0.0 if node.on else problem.pue * node.power.boot_j + problem.boot_wait_w * node.power.boot_s
         room = (tuple(sorted(kinds.items())), node.free_millicores, node.free_memory_bytes, not node.container_fault)
         group = groups.setdefault((room, end_s, rate_w, boot_j), len(groups))
         sites.append(Site(node=node, kinds=kinds, end_s=end_s, rate_w=rate_w, boot_j=boot_j, group=group))

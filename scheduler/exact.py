@@ -45,7 +45,7 @@ def best_start(problem: Problem, known: Sequence[Placement], budget: Budget) -> 
 
     Without a proof that as little as possible waits there is no bound: it is minus infinity then.
     """
-    model = _Model(problem)
+    model = _Model(problem.shared_out())
     if model.places > MAX_PLACES:
         return None
     search = _Search(model, budget, known)

@@ -79,15 +79,18 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
     - `on_j`: PUE * sum (P_base - P_off) * on-time. A node that is on and cannot be switched stays on for all of H. One
       that can be switched is off when empty; otherwise it is on until its last job ends, present ones included, H at
       most.
-    - `boot_j`: PUE * sum E_boot over the nodes that are off and get work. A boot costs its energy only: the job's clock
-      and its node's on-time start when the node is ready, and the delay is not charged as waiting.
+    - `boot_j`: PUE * sum E_boot over the nodes that are off and get work. The job's clock and its node's on-time start
+      when the node is ready.
     - `work_j`: PUE * (sum size * active_w * run_s of the placed jobs in the shapes they got, whole devices only, + what
       shares and sockets add). A device draws its active power once, whoever shares it: shares add nothing on a device
       in use, and the largest active_w * run_s among them on one at bare idle. Sockets that wake up on a node draw
       `socket_w` for the longest run placed there.
     - `deferred_j`: PUE * the work of the cheapest possible shape of each possible job that waits.
-    - `wait_j`: sum wait_w * size * H of the same jobs.
+    - `wait_j`: sum wait_w * size * H of the same jobs, and boot_wait_w * boot_s for each boot.
+
+    With `Problem.fill` all of this is said of `Problem.shared_out`.
     """
+    problem = problem.shared_out()
     horizon, pue = problem.horizon_s, problem.pue
     jobs = {job.id: job for job in problem.jobs}
     ends: dict[str, float] = {}
@@ -99,14 +102,15 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
             ends[member.node] = max(ends.get(member.node, 0.0), shape.run_s)
     placed = {placement.job for placement in placements}
     left = [stake for job, stake in stakes(problem).items() if job not in placed]
+    booting = [node for node in problem.nodes if not node.on and node.id in ends]
     return Cost(
         off_j=pue * sum(node.power.off_w * horizon for node in problem.nodes),
         on_j=pue
         * sum((node.power.base_w - node.power.off_w) * on_time_s(node, ends, horizon) for node in problem.nodes),
-        boot_j=pue * sum(node.power.boot_j for node in problem.nodes if not node.on and node.id in ends),
+        boot_j=pue * sum(node.power.boot_j for node in booting),
         work_j=pue * (work + _shares_j(problem, jobs, placements) + _sockets_j(problem, jobs, placements)),
         deferred_j=pue * sum(stake.deferred_j for stake in left),
-        wait_j=sum(stake.wait_j for stake in left),
+        wait_j=sum(stake.wait_j for stake in left) + sum(problem.boot_wait_w * node.power.boot_s for node in booting),
     )
 
 

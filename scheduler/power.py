@@ -19,10 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from scheduler.problem import WHOLE_DEVICE, Node, NodePower, Shape
-
-CPU_KIND = "cpu"
-"""Kind of a CPU slot: one hardware thread of the node, as the operating system counts them."""
+from scheduler.problem import CPU_KIND, WHOLE_DEVICE, Node, NodePower, Shape
 
 BARE_IDLE_SHARE = 0.11
 CONTEXT_IDLE_SHARE = 0.30
@@ -38,6 +35,10 @@ OFF_W = 15.0
 
 BOOT_S = 300.0
 """From the button to ready, for an 8-GPU server: 5-10 min [assumed]."""
+
+BOOT_WAIT = 5.0
+"""How much dearer a wait for a boot is than the idle draw of a whole node. In `bench.time` 5 gave fewer boots and
+shorter waits than 1, at the same energy; more changed little."""
 
 BOOT_SHARE = 1.2
 """Mean draw while booting, in units of the node's base draw [assumed]."""
@@ -249,6 +250,14 @@ def default_wait_w(shapes: Sequence[Shape], nodes: Sequence[Node]) -> float:
         if any(device.kind == kind for device in node.devices)
     ]
     return min(shares, default=0.0)
+
+
+def default_boot_wait_w(nodes: Sequence[Node]) -> float:
+    """Price of waiting for a boot, in W: `BOOT_WAIT` times the idle draw of the largest node.
+
+    What waits is a gang, however little the node draws that boots for it, and those behind it wait too.
+    """
+    return BOOT_WAIT * max((node.power.base_w for node in nodes), default=0.0)
 
 
 def price_stretch(inventory: Inventory, reading: Reading, holdings: Sequence[Holding]) -> EnergyBill:

@@ -4,10 +4,14 @@ Units: power in W, energy in J, durations in s, memory in bytes, CPU in thousand
 thousandths. All are integers where a constraint counts them, so that no solver rounds a capacity.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from scheduler.demand import WHOLE_DEVICE, Outlook
+
+CPU_KIND = "cpu"
+"""Kind of a CPU slot: one hardware thread of the node, as the operating system counts them."""
 
 
 class Isolation(IntEnum):
@@ -75,6 +79,21 @@ class Node:
     open: bool = True
     busy_s: float = 0.0
     container_fault: str = ""
+
+    def device_base_w(self, kind: str) -> float:
+        """What one device of the kind answers for of what the node draws above off, in W: 0 if it cannot be switched.
+
+        It is shared evenly over the accelerators, and over the CPU slots where those are what is asked for.
+        """
+        if not self.can_switch:
+            return 0.0
+        alike = sum((device.kind == CPU_KIND) == (kind == CPU_KIND) for device in self.devices)
+        return (self.power.base_w - self.power.off_w) / alike
+
+    def without(self, share: float) -> "Node":
+        """The same node with this share of what it draws above off taken out."""
+        base_w = self.power.base_w - share * (self.power.base_w - self.power.off_w)
+        return replace(self, power=replace(self.power, base_w=base_w))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +181,10 @@ class Problem:
     that run and whose placement is known; `outlook` is what is expected to arrive, or nothing.
     The plan may move up to `moves` of the running jobs, where no node can be switched. With `anew` it plans nodes anew
     as a whole for that, which takes seconds on a large cluster.
+
+    `fill` is how much of the nodes that are on is expected to be in use, from 0 to 1: with other jobs to come what this
+    plan leaves free will not stay free (`shared_out`). `boot_wait_w` is the price of waiting for a boot, in W: the
+    planner's caller fills in the default (`scheduler.power.default_boot_wait_w`).
     """
 
     nodes: tuple[Node, ...]
@@ -172,6 +195,31 @@ class Problem:
     outlook: tuple[Outlook, ...] = ()
     moves: int = 0
     anew: bool = False
+    fill: float = 0.0
+    boot_wait_w: float = 0.0
+
+    def shared_out(self) -> "Problem":
+        """The same problem with `fill` in its prices and 0 in its place; itself if that is 0.
+
+        Of what a switchable node draws above off, the share `fill` is charged to its devices, evenly, for as long as a
+        job holds them, and only the rest for being on at all. Without it a free device on a node that is on seems free
+        of charge, and a whole node is charged to the first job that wakes it up, though others will follow.
+        """
+        if not self.fill:
+            return self
+        shares: dict[str, float] = {}
+        for node in self.nodes:
+            for kind in {device.kind for device in node.devices}:
+                shares[kind] = min(shares.get(kind, math.inf), self.fill * node.device_base_w(kind))
+        shaped: dict[Shape, Shape] = {}
+        for shape in {shape for job in self.jobs for shape in job.shapes}:
+            shaped[shape] = replace(shape, active_w=shape.active_w + shares.get(shape.kind, 0.0))
+        return replace(
+            self,
+            fill=0.0,
+            nodes=tuple(node.without(self.fill) if node.can_switch else node for node in self.nodes),
+            jobs=tuple(replace(job, shapes=tuple(shaped[shape] for shape in job.shapes)) for job in self.jobs),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,8 @@ def has_several_kinds(node: Node) -> bool:
 def _problem(problem: Problem) -> Iterator[str]:
     yield from _number("horizon_s", problem.horizon_s, 0.0, MAX_SECONDS, open_below=True)
     yield from _number("pue", problem.pue, 1.0, 100.0)
+    yield from _number("fill", problem.fill, 0.0, 1.0)
+    yield from _number("boot_wait_w", problem.boot_wait_w, 0.0, MAX_W)
     if problem.moves < 0:
         yield f"moves is {problem.moves}, must not be negative"
     yield from _twice("node id", (node.id for node in problem.nodes))

@@ -46,7 +46,7 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
         *_verdicts(problem, plan, possible),
         *_precedence(problem, plan, possible),
         *_power_steps(plan, nodes),
-        *_cost(problem, plan, jobs, possible),
+        *_cost(problem.shared_out(), plan),
         *_proof(plan),
     ]
 
@@ -238,10 +238,10 @@ def _power_steps(plan: Plan, nodes: Mapping[str, Node]) -> Iterator[Violation]:
             yield Violation(code="step_missing", message=f"{name} is off, gets work and is not switched on")
 
 
-def _cost(
-    problem: Problem, plan: Plan, jobs: Mapping[str, Job], possible: Mapping[str, list[Shape]]
-) -> Iterator[Violation]:
-    """Works out every term of the objective again."""
+def _cost(problem: Problem, plan: Plan) -> Iterator[Violation]:
+    """Works out every term of the objective again; `problem` has `fill` in its prices."""
+    jobs = {job.id: job for job in problem.jobs}
+    possible = _possible(problem)
     horizon, pue = problem.horizon_s, problem.pue
     last_end: dict[str, float] = {}
     work = _woken_j(problem, plan, jobs)
@@ -259,7 +259,9 @@ def _cost(
         end = last_end.get(node.id, 0.0)
         if not node.on:
             on += above_off * min(end, horizon)
-            boot += node.power.boot_j if end else 0.0
+            if end:
+                boot += node.power.boot_j
+                wait += problem.boot_wait_w * node.power.boot_s
         elif node.can_switch:
             on += above_off * min(max(end, node.busy_s), horizon)
         else:

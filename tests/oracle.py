@@ -102,14 +102,27 @@ def _cost_j(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> float:
             on_s = problem.horizon_s
         else:
             on_s = min(problem.horizon_s, max([*ends, node.busy_s if node.on else 0.0]))
-        energy += node.power.off_w * problem.horizon_s + (node.power.base_w - node.power.off_w) * on_s
-        energy += node.power.boot_j if ends and not node.on else 0.0
+        share = 1 - problem.fill if node.can_switch else 1.0
+        energy += node.power.off_w * problem.horizon_s + share * (node.power.base_w - node.power.off_w) * on_s
+        if ends and not node.on:
+            energy += node.power.boot_j
+            wait += problem.boot_wait_w * node.power.boot_s
     for job in jobs:
         if job.id in plan:
             shape = job.shapes[plan[job.id][0]]
-            energy += shape.members * shape.devices * shape.active_w * shape.run_s
+            energy += shape.members * shape.devices * _device_w(problem, shape) * shape.run_s
         else:
             shapes = _possible(problem, job)
-            energy += min(s.members * s.devices * s.active_w * s.run_s for s in shapes)
+            energy += min(s.members * s.devices * _device_w(problem, s) * s.run_s for s in shapes)
             wait += job.wait_w * min(s.members * s.devices for s in shapes) * problem.horizon_s
     return problem.pue * energy + wait
+
+
+def _device_w(problem: Problem, shape: Shape) -> float:
+    """What one device of the shape is charged: its own draw, and its part of the cheapest node that has its kind."""
+    shares: list[float] = []
+    for node in problem.nodes:
+        if any(device.kind == shape.kind for device in node.devices):
+            carriers = sum((device.kind == "cpu") == (shape.kind == "cpu") for device in node.devices)
+            shares.append((node.power.base_w - node.power.off_w) / carriers if node.can_switch else 0.0)
+    return shape.active_w + problem.fill * min(shares)

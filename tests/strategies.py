@@ -79,4 +79,6 @@ def problems(draw: st.DrawFn, max_jobs: int = 4, max_nodes: int = 3) -> Problem:
         jobs=queue,
         horizon_s=draw(st.sampled_from((3600.0, 28_800.0))),
         pue=draw(st.sampled_from((1.0, 1.3))),
+        fill=draw(st.sampled_from((0.0, 0.0, 0.6, 1.0))),
+        boot_wait_w=draw(st.sampled_from((0.0, 500.0))),
     )
