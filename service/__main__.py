@@ -25,7 +25,7 @@ from service import auth, migrate, retention
 from service.backups.make import BackupFailed, make
 from service.backups.restore import check_complete, restore
 from service.blobs import open_blobs
-from service.db import Clock, Listener, connect
+from service.db import Clock, Listener, connect, unsafe_settings
 from service.ids import new_id
 from service.postgres import EmbeddedPostgres, PostgresError, url_of
 from service.refusals import Refusal
@@ -138,6 +138,8 @@ def _cycle(settings: Settings, _: argparse.Namespace) -> int:
     url = _checked_url(settings)
     stopped, wake = _stop_on_signals(), threading.Event()
     engine, solver = connect(url, pool_size=4), SolverProcess()
+    if unsafe := unsafe_settings(engine):
+        log.error("a loss of power may take acknowledged jobs: PostgreSQL runs with %s; set it on", ", ".join(unsafe))
     now = Clock(engine)
     cycle = Cycle(
         engine,

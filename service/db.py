@@ -47,7 +47,8 @@ def connect(url: str, *, pool_size: int = 10) -> Engine:
             "connect_timeout": CONNECT_TIMEOUT_S,
             "application_name": "ergon",
             **VANISHED,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c timezone=UTC",
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={LOCK_TIMEOUT_MS} -c timezone=UTC "
+            "-c synchronous_commit=on",  # whatever the server's default is: what was answered is on its disk
         },
     )
 
@@ -62,6 +63,16 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 def notify(tx: Connection, payload: str) -> None:
     """Tell every process that something changed, when and only when this transaction commits."""
     tx.execute(text("SELECT pg_notify(:channel, :payload)"), {"channel": CHANNEL, "payload": payload})
+
+
+def unsafe_settings(engine: Engine) -> list[str]:
+    """Settings of the server by which a loss of power takes what was acknowledged, such as `fsync=off`.
+
+    They are the server's: no connection can set them.
+    """
+    with engine.connect() as tx:
+        found = {name: tx.execute(text(f"SHOW {name}")).scalar_one() for name in ("fsync", "full_page_writes")}
+    return [f"{name}={value}" for name, value in found.items() if value != "on"]
 
 
 class Clock:

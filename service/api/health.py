@@ -59,6 +59,7 @@ def metrics(parts: PartsDep, person: PersonDep) -> Response:
         held = {row.device_id for row in attempt_store.held_devices(tx)}
         cycles = cycle_store.list_cycles(tx, before=None, limit=1)
         alarms = alarm_store.count_by_kind(tx)
+        leader = cycle_store.read_leadership(tx)
     registry = CollectorRegistry()
     _gauge(registry, "ergon_jobs", "Jobs by state.", "state", jobs)
     _gauge(registry, "ergon_nodes", "Nodes by state.", "state", nodes)
@@ -72,6 +73,8 @@ def metrics(parts: PartsDep, person: PersonDep) -> Response:
         "kind",
         dict.fromkeys(Alarm, 0) | alarms,
     )
+    renewals = Gauge("ergon_cycle_renewals", "How often a leader has said that it leads.", registry=registry)
+    renewals.set(leader.renewals if leader else 0)
     if cycles:
         last = cycles[0]
         Gauge("ergon_cycle_gap_ratio", "Solver gap of the last plan.", registry=registry).set(last.gap)

@@ -16,8 +16,10 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy import text
 
 from service import postgres
+from service.db import connect, unsafe_settings
 from service.postgres import EmbeddedPostgres, PostgresError, url_of
 
 ROOT = os.geteuid() == 0
@@ -54,6 +56,20 @@ def test_it_is_postgresql_18_and_keeps_what_it_has_been_given(folder: Path) -> N
         assert server.pid not in (None, first)
         assert url_of(folder) == server.url
         assert run(server.url, "SELECT n FROM kept_1") == [(7,)]
+
+
+def test_what_was_answered_is_on_the_disk_and_a_server_that_does_not_care_is_named(
+    server: EmbeddedPostgres, short_dir: Path
+) -> None:
+    shipped = connect(server.url)
+    assert unsafe_settings(shipped) == []
+    with EmbeddedPostgres(short_dir / "fast", durable=False) as fast:
+        careless = connect(fast.url)
+        assert unsafe_settings(careless) == ["fsync=off", "full_page_writes=off"]
+        with careless.connect() as tx:  # what a session can set is set
+            assert tx.execute(text("SHOW synchronous_commit")).scalar_one() == "on"
+        careless.dispose()
+    shipped.dispose()
 
 
 def test_only_who_may_read_the_password_gets_in(folder: Path, server: EmbeddedPostgres) -> None:

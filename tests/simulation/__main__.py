@@ -40,7 +40,7 @@ def _run(url: str, seeds: range, processes: int) -> int:
     failed: list[Outcome] = []
     started_s = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(
-        processes, initializer=logging.disable, initargs=(logging.CRITICAL,)
+        processes, initializer=logging.disable, initargs=(logging.CRITICAL,), maxtasksperchild=50
     ) as pool:
         work = ((url, seed) for seed in seeds)
         for number, outcome in enumerate(pool.imap_unordered(live, work), 1):

@@ -3,13 +3,19 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import psycopg
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.util import LRUCache
 
 from service import migrate
 from service.postgres import DATABASE, EmbeddedPostgres
 from tests.folders import memory, short_folder
+
+COMPILED: LRUCache[Any, Any] = LRUCache(500)
+"""Statements compiled so far, for all histories of a process: every engine's own would be filled anew, and was never
+let go, which after 250 histories made the collection of garbage take most of the time."""
 
 
 @contextlib.contextmanager
@@ -29,7 +35,13 @@ def fresh(url: str) -> Iterator[Engine]:
         connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {DATABASE} STRATEGY wal_log")
     own = url.replace(f"/{DATABASE}?", f"/{name}?").replace("postgresql://", "postgresql+psycopg://", 1)
-    engine = create_engine(own, pool_size=1, max_overflow=0, connect_args={"options": "-c timezone=UTC"})
+    engine = create_engine(
+        own,
+        pool_size=1,
+        max_overflow=0,
+        connect_args={"options": "-c timezone=UTC"},
+        execution_options={"compiled_cache": COMPILED},
+    )
     try:
         yield engine
     finally:
