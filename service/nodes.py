@@ -1,5 +1,6 @@
 """What happens to nodes: they register, are looked at, and are lost."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -11,8 +12,9 @@ from protocol.version import why_mismatched
 from scheduler.power import InstalledDevice, Inventory, node_power
 from service import attempts, fencing, views
 from service.auth import Person
-from service.db import notify
-from service.refusals import DeviceTaken, ProtocolMismatch, UnknownNode
+from service.cycle.leases import QUIET_S
+from service.db import Record, notify
+from service.refusals import AnotherMachine, DeviceTaken, ProtocolMismatch, UnknownNode
 from service.store import attempts as attempt_store
 from service.store import nodes as store
 
@@ -36,11 +38,14 @@ def register(
     Raises:
         ProtocolMismatch: agent and service do not speak the same version.
         DeviceTaken: a node that is ready offers one of the devices.
+        AnotherMachine: so it would be for the node, and the one before is there or may still run something.
     """
     check_protocol(request.protocol)
     report = request.report
     node = store.find_node(tx, name, lock=True)
     _check_devices_free(tx, name, report)
+    if node is not None and node.boot_id != report.boot_id:
+        _check_same_machine(tx, node, report)
     values: dict[str, object] = {
         "boot_id": report.boot_id,
         "state": NodeState.READY.value,
@@ -163,6 +168,26 @@ def _device_row(device: DeviceReport) -> dict[str, object]:
         "power_limit_w": device.power_limit_w,
         "unfit_reason": None,  # its agent says so anew if it is
     }
+
+
+def _check_same_machine(tx: Connection, node: Record, report: NodeReport) -> None:
+    """Another boot means that nothing of before still runs, if it is of the same machine: not if a credential was
+    copied. Two machines have no GPU and no machine's id in common."""
+    known = _marks([device.id for device in store.list_devices(tx, node.id)])
+    told = _marks([device.id for device in report.devices])
+    if not known or not told or known & told:
+        return
+    if node.state == NodeState.READY.value or attempt_store.held_members(tx, node.id):
+        raise AnotherMachine(
+            f"node {node.id!r} is another machine, heard at {views.timestamp(node.last_seen_at)}; let this one join "
+            f"with a name and a credential of its own, or, if it replaces that one, switch that one off and say "
+            f"`ergon node confirm-down {node.id}` {QUIET_S:g} s later"
+        )
+
+
+def _marks(device_ids: Sequence[str]) -> set[str]:
+    """What of these ids only one machine has: GPUs, and of CPU slots the machine's id, for their numbers may change."""
+    return {device.rpartition(":")[0] if device.startswith("cpu:") else device for device in device_ids}
 
 
 def _check_devices_free(tx: Connection, node_id: str, report: NodeReport) -> None:

@@ -174,6 +174,12 @@ class StaleIncarnation(Refusal):
     title = "Another agent has registered as this node"
 
 
+class AnotherMachine(Refusal):
+    status = 409
+    kind = "another-machine"
+    title = "Another machine is this node"
+
+
 class DeviceTaken(Refusal):
     status = 409
     kind = "device-taken"

@@ -10,6 +10,7 @@ from service import auth, joining, nodes, sync
 from service.api.deps import JoinTokenDep, NodeDep, NodesToken, PartsDep
 from service.api.errors import RESPONSES, refused
 from service.refusals import (
+    AnotherMachine,
     DeviceTaken,
     JoinTokenSpent,
     NodeTaken,
@@ -31,7 +32,7 @@ def join(request: JoinRequest, parts: PartsDep, token_hash: JoinTokenDep) -> Joi
         return joining.join(tx, token_hash, request, now=parts.now())
 
 
-@router.post("/register", responses=refused(DeviceTaken, ProtocolMismatch))
+@router.post("/register", responses=refused(AnotherMachine, DeviceTaken, ProtocolMismatch))
 def register(request: RegisterRequest, parts: PartsDep, node: NodeDep) -> RegisterResponse:
     """Present the node and its inventory. An earlier agent of the same node is refused from now on."""
     with parts.engine.begin() as tx:

@@ -8,8 +8,8 @@ from protocol.version import PROTOCOL_VERSION
 from service.broken_nodes import IN_A_ROW
 from service.cycle.leases import QUIET_S
 from service.models import samples
-from service.refusals import NodeHeard, StaleReport, UnknownNode
-from tests.service.cluster import Cluster, member_report
+from service.refusals import AnotherMachine, NodeHeard, StaleReport, UnknownNode
+from tests.service.cluster import Cluster, member_report, node_report
 from tests.service.conftest import bearer
 
 
@@ -97,6 +97,45 @@ def test_a_job_that_waits_is_run_again_once_its_node_is_surely_gone(cluster: Clu
     cluster.end("n2", cluster.job(waits).attempts[0], EndReason.CANCELLED, None)
     assert (cluster.job(waits).state, reason_of(cluster, waits)) == ("queued", EndReason.NODE_LOST)
     assert cluster.held_devices() == set()
+
+
+def test_another_machine_with_a_copied_credential_is_not_taken_for_a_reboot(cluster: Cluster) -> None:
+    """The first one runs something, and so it stays the node: heard, quiet, and lost, until somebody says it is off."""
+    cluster.join("n1")
+    job = cluster.submit(on_disconnect="wait")
+    attempt = cluster.place(job, "n1")
+    cluster.tell("n1", attempt, AttemptState.RUNNING)
+    incarnation = cluster.incarnations["n1"]
+    copied = {"boot_id": "boot-2", "devices": node_report("twin", 2).devices}
+    for become in (lambda: None, lambda: cluster.advance(QUIET_S), lambda: cluster.lose("n1")):
+        become()
+        with pytest.raises(AnotherMachine, match="`ergon node confirm-down n1` 30 s later"):
+            cluster.join("n1", **copied)
+    assert cluster.incarnations["n1"] == incarnation
+    assert [held.attempt for held in cluster.sync("n1").assignments] == [attempt.id]
+    assert cluster.job(job).state == "running"
+    cluster.advance(QUIET_S)
+    cluster.confirm_down("n1")
+    cluster.join("n1", **copied)
+    assert cluster.sync("n1").assignments == []
+    with pytest.raises(AnotherMachine):
+        cluster.join("n1")
+
+
+def test_a_machine_whose_slots_are_others_after_a_boot_is_the_same(cluster: Cluster) -> None:
+    cluster.join("n1")
+    job = cluster.submit()
+    cluster.place(job, "n1")
+    [_first, _second, third] = node_report("n1", 3).devices
+    cluster.join("n1", boot_id="boot-2", devices=[third])
+    assert (cluster.job(job).state, reason_of(cluster, job)) == ("queued", EndReason.NODE_LOST)
+
+
+def test_another_machine_may_replace_one_that_is_lost_and_runs_nothing(cluster: Cluster) -> None:
+    cluster.join("n1")
+    cluster.lose("n1")
+    cluster.join("n1", boot_id="boot-2", devices=node_report("twin", 2).devices)
+    assert cluster.node("n1").state == "ready"
 
 
 def test_a_node_that_is_heard_is_not_down(cluster: Cluster) -> None:
