@@ -200,10 +200,12 @@ def _restore(settings: Settings, options: argparse.Namespace) -> int:
     done = restore(settings, options.file, clock=lambda: datetime.now(UTC))
     if options.json:
         times = {"made_at": done.made_at.isoformat(), "not_before": done.not_before.isoformat()}
-        print(json.dumps({"file": str(options.file), "blobs": done.blobs, **times}))
+        print(json.dumps({"file": str(options.file), "blobs": done.blobs, "held": done.held, **times}))
     else:
         print(f"restored what {options.file} held at {done.made_at:%Y-%m-%d %H:%M:%S} UTC, {done.blobs} blobs among it")
         print(f"start the service now; jobs start from {done.not_before:%H:%M:%S} UTC on")
+        if done.held:
+            print(f"{done.held} jobs with `on_disconnect: wait` are held: they may run on nodes that are not heard yet")
     return 0
 
 

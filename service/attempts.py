@@ -205,6 +205,10 @@ def _requeue(tx: Connection, job: Record, reason: EndReason, sentence: str, *, n
         progress=None,
     )
     job_store.add_event(tx, job.id, kind="requeued", now=now, epoch=job.epoch, reason=reason.value)
+    if job.hold:
+        said = verdicts.waiting(verdicts.MAY_RUN_UNHEARD)
+        job_store.change_job(tx, job.id, old=JobState.QUEUED, state=JobState.HELD.value, verdict=said)
+        job_store.add_event(tx, job.id, kind="held", now=now)
     notify(tx, "cycle")
 
 

@@ -50,7 +50,9 @@ def release(tx: Connection, person: Person, job_id: str, *, now: datetime) -> Jo
         JobEnded: it has ended.
     """
     job, state = _lock(tx, person, job_id)
-    if job.hold:
+    if job.hold and state in (JobState.STARTING, JobState.RUNNING):  # it would be held when it goes back to the queue
+        store.change_job(tx, job_id, old=state, hold=False)
+    elif job.hold:
         still = list(dependencies.why_held(tx, [job_id]).values())
         new = JobState.HELD if still else JobState.QUEUED
         if not still:

@@ -197,7 +197,8 @@ jobs = Table(
     # Kept by a job that was resubmitted alone from an array.
     Column("array_index", Integer, nullable=True),
     Column("origin_id", Text, ForeignKey("jobs.id"), nullable=True),
-    # Somebody asked for it to wait. A job is `held` if so, or if a dependency is not met.
+    # Somebody asked for it to wait. A job is `held` if so, or if a dependency is not met. Only a restore asks it of one
+    # that has devices, which is held when it goes back to the queue.
     Column("hold", Boolean, nullable=False),
     # Attempts that were repeated: because a node was lost, and because of the job's own fault.
     Column("losses", Integer, nullable=False),

@@ -6,6 +6,11 @@ from protocol.jobs import Reason, VerdictView
 
 NOT_WEIGHED_YET = Reason(code="not_weighed_yet", message="the next planning cycle weighs it")
 ROOM_IS_MADE = Reason(code="room_is_made", message="jobs are moved away to make room for it; it starts when they have")
+MAY_RUN_UNHEARD = Reason(
+    code="held",
+    message="with `on_disconnect: wait` it may run on a node that the restored service has not heard: once every node "
+    "was heard or is known to be off, `ergon release` lets it start",
+)
 HELD = Reason(code="held", message="it is held until somebody releases it; `ergon release` does")
 
 

@@ -31,11 +31,12 @@ class NotEmpty(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """What was restored. Jobs start again from `not_before` on."""
+    """What was restored. Jobs start again from `not_before` on; `held` of them when somebody releases them."""
 
     made_at: datetime
     blobs: int
     not_before: datetime
+    held: int
 
 
 def restore(settings: Settings, path: Path, *, clock: Callable[[], datetime]) -> Restored:
@@ -58,8 +59,8 @@ def restore(settings: Settings, path: Path, *, clock: Callable[[], datetime]) ->
             except (ProgramFailed, Unavailable) as error:
                 raise BackupFailed(f"{error}; the restore is not complete: start it again") from error
             migrate.upgrade(url)
-            not_before = _finish(engine, settings, backup.blobs(), clock())
-        return Restored(made_at=backup.header.made_at, blobs=len(backup.blobs()), not_before=not_before)
+            not_before, held = _finish(engine, settings, backup.blobs(), clock())
+        return Restored(made_at=backup.header.made_at, blobs=len(backup.blobs()), not_before=not_before, held=held)
 
 
 def check_complete(url: str) -> None:
@@ -126,16 +127,19 @@ def _copy(blobs: Blobs, name: str, blocks: Iterator[bytes]) -> None:
         blobs.close(file)
 
 
-def _finish(engine: Engine, settings: Settings, blobs: list[str], now: datetime) -> datetime:
-    """Fence out what the backup does not know of, and let the service start; from when on jobs may.
+def _finish(engine: Engine, settings: Settings, blobs: list[str], now: datetime) -> tuple[datetime, int]:
+    """Fence out what the backup does not know of, and let the service start; from when on jobs may, and how many are
+    held.
 
     Agents that heard from the service of before stop what this one does not know of at their next call, or when their
-    lease ends: only then may the jobs of the backup start, which may be the very same.
+    lease ends: only then may the jobs of the backup start, which may be the very same. Where a lease ends nothing,
+    nobody but an administrator can tell when.
     """
     not_before = now + timedelta(seconds=settings.lease_s + settings.stop_grace_s + MARGIN_S)
     reason = verdicts.backing_off("the service was restored from a backup", not_before)
     with engine.begin() as tx:
         store.forget_archives(tx, blobs)
         store.fence(tx, least=fencing.least(now), not_before=not_before, verdict=verdicts.waiting(reason))
+        held = store.hold_unheard(tx, verdicts.waiting(verdicts.MAY_RUN_UNHEARD))
         store.mark_finished(tx)
-    return not_before
+    return not_before, held

@@ -80,6 +80,16 @@ def forget_archives(tx: Connection, kept: Collection[str]) -> None:
     tx.execute(delete(archives).where(archives.c.blob.not_in(kept)))
 
 
+def hold_unheard(tx: Connection, verdict: dict[str, object]) -> int:
+    """Keep every job whose ranks outlast their lease from a new start until it is released; how many there are."""
+    open_jobs = jobs.c.state.not_in([state.value for state in FINAL_JOB_STATES])
+    theirs = update(jobs).where(open_jobs, jobs.c.spec["on_disconnect"].astext == "wait")
+    held = tx.execute(theirs.values(hold=True, version=jobs.c.version + 1)).rowcount
+    waiting = jobs.c.state.in_([JobState.QUEUED.value, JobState.HELD.value])
+    tx.execute(theirs.where(waiting).values(state=JobState.HELD.value, verdict=verdict))
+    return held
+
+
 def fence(tx: Connection, *, least: int, not_before: datetime, verdict: dict[str, object]) -> None:
     """Make sure that nothing the backup does not know of can be taken for what comes now.
 

@@ -37,7 +37,8 @@ BEGAN = datetime(2026, 3, 1, tzinfo=UTC)
 @dataclass
 class Past:
     """A cluster of which everything is in the backup: a job that has ended, with code, log, metrics and output, and an
-    attempt that runs, one that was granted only, a job that waits, and one that is held."""
+    attempt that runs, one that was granted only, a job that waits, one that is held, and two whose ranks outlast their
+    lease, of which one runs."""
 
     cluster: Cluster
     ended: str
@@ -45,6 +46,8 @@ class Past:
     granted: str
     waits: str
     held: str
+    outlasts: str
+    outlasting: str
 
     def attempt(self, job: str) -> AttemptView:
         return self.cluster.job(job).attempts[-1]
@@ -56,7 +59,8 @@ def past(engine: Engine, origin: Settings) -> Past:
     cluster.join("n1", slots=4)
     cluster.join("n2", slots=4)
     names = ("ended", "runs", "granted", "waits", "held")
-    past = Past(cluster, *(cluster.submit(name=name) for name in names))
+    outlast = (cluster.submit(name=name, on_disconnect="wait") for name in ("outlasts", "outlasting"))
+    past = Past(cluster, *(cluster.submit(name=name) for name in names), *outlast)
     done = cluster.place(past.ended, "n1")
     cluster.sync(
         "n1",
@@ -76,6 +80,7 @@ def past(engine: Engine, origin: Settings) -> Past:
     cluster.end("n1", done)
     cluster.tell("n1", cluster.place(past.runs, "n1"), A.RUNNING)
     cluster.place(past.granted, "n1")
+    cluster.tell("n2", cluster.place(past.outlasting, "n2"), A.RUNNING)
     cluster.control(past.held, "hold")
     return past
 
@@ -120,7 +125,7 @@ def without(rows: list[dict[str, object]], *columns: str) -> list[dict[str, obje
 
 FENCED = {
     "leadership": ("term", "holder", "renewals", "least_epoch"),
-    "jobs": ("not_before", "version", "verdict"),
+    "jobs": ("not_before", "version", "verdict", "state", "hold"),
     "attempts": ("state",),
     "members": ("state",),
 }
@@ -170,6 +175,35 @@ def test_no_job_of_the_backup_starts_before_every_lease_of_before_is_over(later:
     assert "restored from a backup; the next attempt starts at 2026-03-01 01:0" in verdict.reasons[0].message
     cluster.now = later.done.not_before
     assert later.before.waits in {job.id for job in cluster.problem()[0].jobs}
+
+
+def test_a_job_that_may_run_where_nobody_hears_it_starts_only_when_released(later: Later) -> None:
+    """It may have started after the backup, on a node that cannot reach the service: no lease ends its ranks."""
+    cluster = later.cluster
+    assert later.done.held == 2
+    cluster.now = later.done.not_before
+    waiting = cluster.job(later.before.outlasts)
+    assert waiting.state is JobState.HELD
+    assert waiting.verdict is not None
+    assert "`ergon release` lets it start" in waiting.verdict.reasons[0].message
+    cluster.control(later.before.outlasts, "release")
+    assert later.before.outlasts in {job.id for job in cluster.problem()[0].jobs}
+
+
+@pytest.mark.parametrize(("released", "state"), [(False, JobState.HELD), (True, JobState.QUEUED)])
+def test_one_that_runs_goes_on_and_is_held_when_it_would_start_again(
+    later: Later, released: bool, state: JobState
+) -> None:
+    job, cluster = later.before.outlasting, later.cluster
+    cluster.tell("n2", later.before.attempt(job), A.RUNNING)
+    if released:
+        cluster.control(job, "release")
+    assert cluster.job(job).state is JobState.RUNNING
+    cluster.end("n2", later.before.attempt(job), R.UNKNOWN_START, None)
+    assert cluster.job(job).state is state
+    if not released:
+        cluster.control(job, "release")
+        assert cluster.job(job).state is JobState.QUEUED
 
 
 def test_epochs_and_terms_are_not_given_out_again(later: Later) -> None:
