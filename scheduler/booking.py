@@ -40,11 +40,12 @@ def look_ahead(
     there: Mapping[tuple[Demand, NodeClass], float] | None = None,
 ) -> tuple[Outlook, ...]:
     """The outlook of a mix (demands by frequency) on so many nodes of each class; none if it asks for no devices or
-    does not even fill half of them.
+    does not even fill half of them. What no node could hold is not expected.
 
     `there` is what runs already and stays: its members by demand and class. The mix is what comes after it.
     """
     there = there or {}
+    mix = {demand: weight for demand, weight in mix.items() if any(map(demand.fits_empty, nodes))}
     classes, demands = sorted(nodes), sorted(set(mix) | {demand for demand, _ in there})
     devices = sum(node.devices * count for node, count in nodes.items())
     size = sum(demand.size * weight for demand, weight in mix.items())

@@ -73,16 +73,14 @@ def outlook_of_past(problem: Problem, before: Sequence[int], lately: Sequence[in
     """What to expect on the problem's nodes beside what runs there, after jobs that came in the past.
 
     The problem's jobs are what came, each a number of times: `before[i]` in the longer past, `lately[i]` since. Where
-    the two differ by more than chance, what came lately counts most. What no node could hold is not expected.
+    the two differ by more than chance, what came lately counts most.
     """
     past, recent = _count(problem.jobs, before), _count(problem.jobs, lately)
     if past and recent and differs(recent, _normal(past), past.total()):
         mix = _joined(_normal(past), recent)
     else:
         mix = _normal(past + recent)
-    packer = Packer(Problem(nodes=problem.nodes, jobs=(), running=problem.running))
-    able = {demand: weight for demand, weight in mix.items() if any(map(demand.fits_empty, packer.fleet.classes))}
-    return _on_fleet(packer, able)
+    return _on_fleet(Packer(Problem(nodes=problem.nodes, jobs=(), running=problem.running)), mix)
 
 
 def differs(counts: Counter[Demand], mix: Mapping[Demand, float], known: float) -> bool:

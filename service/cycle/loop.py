@@ -20,7 +20,6 @@ from scheduler.demand import Outlook
 from scheduler.learning import outlook_of_past
 from scheduler.plan import Outcome, Placement, Plan, Verdict
 from scheduler.problem import Budget, Problem, Shape
-from scheduler.validate import has_several_kinds
 from scheduler.verify import verify
 from service import maintenance, nodes, verdicts
 from service.alarms import Alarm
@@ -28,7 +27,7 @@ from service.cycle.claims import Allowance, Claim, not_yet
 from service.cycle.commit import Overtaken, TermOver, commit_gang, commit_move
 from service.cycle.leadership import RENEW_S, Leadership
 from service.cycle.leases import Leases, Silence
-from service.cycle.outlook import LEARN_EVERY_S, Learn, read_past
+from service.cycle.outlook import LEARN_EVERY_S, Learn, foresees, read_past
 from service.cycle.problem import Seen, read_problem, standing, verdict_view
 from service.cycle.running import read_running
 from service.cycle.solver import SolverProcess
@@ -240,7 +239,7 @@ class Cycle:
 
     def _foreseeing(self, problem: Problem) -> Problem:
         """The problem with the outlook and the moves there may be, where the planner knows how to use them."""
-        if any(node.can_switch or has_several_kinds(node) for node in problem.nodes):
+        if not foresees(problem):
             return replace(problem, running=())
         movable = any(running.may_move for running in problem.running)
         moves = self._allowance.left if movable and not self._claims else 0

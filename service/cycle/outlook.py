@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from protocol.jobs import JobSpec
 from scheduler.demand import Outlook
 from scheduler.problem import Job, Problem, Shape
+from scheduler.validate import has_several_kinds
 from service.cycle.shapes import SHORTEST_RUN_S, shapes_of
 from service.store import jobs as job_store
 
@@ -35,8 +36,10 @@ class Past:
 
 def read_past(tx: Connection, problem: Problem) -> Past | None:
     """What there is to learn from: nothing if too few jobs came, or all took whole devices. Those are planned exactly,
-    without an outlook.
+    without an outlook. None either where the planner could not use it.
     """
+    if not foresees(problem):
+        return None
     specs = job_store.latest_specs(tx, PAST)
     if len(specs) < LATELY:
         return None
@@ -54,6 +57,11 @@ def read_past(tx: Connection, problem: Problem) -> Past | None:
         before=tuple(before[shapes] for shapes in kinds),
         lately=tuple(lately[shapes] for shapes in kinds),
     )
+
+
+def foresees(problem: Problem) -> bool:
+    """Whether the planner knows what to do with an outlook and with moves on these nodes."""
+    return not any(node.can_switch or has_several_kinds(node) for node in problem.nodes)
 
 
 def _wanted(spec: JobSpec, problem: Problem) -> tuple[Shape, ...]:

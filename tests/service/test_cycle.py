@@ -11,12 +11,14 @@ from fastapi.testclient import TestClient
 from protocol.cycles import CycleDetail
 from protocol.states import EndReason
 from scheduler import codec
+from scheduler.learning import outlook_of_past
 from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve
 from service.cycle.leadership import PATIENCE_S, Leadership
 from service.cycle.leases import MARGIN_S, QUIET_S
 from service.cycle.loop import LONGEST_STEP_S, Cycle
+from service.cycle.outlook import Learn
 from service.lifecycle import back_off_s
 from service.store import cycles as cycle_store
 from tests.service.cluster import Cluster
@@ -24,7 +26,7 @@ from tests.service.cluster import Cluster
 Solve = Callable[[Problem, Budget], Plan]
 
 
-def new_cycle(cluster: Cluster, holder: str = "cycle-1", solve: Solve = solve) -> Cycle:
+def new_cycle(cluster: Cluster, holder: str = "cycle-1", solve: Solve = solve, learn: Learn = outlook_of_past) -> Cycle:
     return Cycle(
         cluster.engine,
         cluster.settings,
@@ -33,6 +35,7 @@ def new_cycle(cluster: Cluster, holder: str = "cycle-1", solve: Solve = solve) -
         now=lambda: cluster.now,
         clock_s=cluster.clock_s,
         new_id=cluster.new_id,
+        learn=learn,
     )
 
 

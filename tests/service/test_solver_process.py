@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scheduler.learning import outlook_of_past
 from scheduler.problem import Budget, Device, Job, Node, NodePower, Problem, Shape
 from scheduler.solve import solve, solve_greedily
 from service.cycle import solver as solver_module
@@ -116,3 +117,18 @@ def test_a_problem_that_makes_no_sense_is_refused_and_the_next_one_solved(solver
     with pytest.raises(ValueError, match="the problem makes no sense"):
         solver.solve(Problem(nodes=SMALL.nodes * 2, jobs=SMALL.jobs), Budget())
     assert solver.solve(SMALL, Budget()) == solve(SMALL)
+
+
+def test_a_child_learns_what_we_would_have_learned_and_one_that_fails_expects_nothing(
+    solver: SolverProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = list(range(1, len(SMALL.jobs) + 1))
+    learned = solver.learn(SMALL, often, often)
+    assert learned == outlook_of_past(SMALL, often, often)
+    assert learned
+    assert solver.solve(SMALL, Budget()) == solve(SMALL), "the same child"
+    monkeypatch.setattr(solver_module.sys, "executable", "/bin/false")
+    solver.stop()
+    assert solver.learn(SMALL, often, often) == ()
+    monkeypatch.undo()
+    assert solver.learn(SMALL, often, often) == learned
