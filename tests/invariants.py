@@ -114,6 +114,22 @@ def i9_only_what_is_over_is_released(tx: Connection) -> Iterator[str]:
     yield from (f"member {member} of {attempt} lives without its devices" for attempt, member in rows)
 
 
+def i11_the_latest_is_of_an_attempt_and_whole(tx: Connection) -> Iterator[str]:
+    """`latest` is of an attempt that the job has had; all files of one that the service holds are there."""
+    latest = "SELECT j.id, j.checkpoint_epoch, j.checkpoint_step FROM jobs j WHERE j.checkpoint_epoch IS NOT NULL AND "
+    nobodys = "NOT EXISTS (SELECT FROM attempts t WHERE t.job_id = j.id AND t.epoch = j.checkpoint_epoch)"
+    for job, epoch, step in tx.execute(text(latest + nobodys)):
+        yield f"job {job} goes on from step {step} of attempt {epoch}, which it never had"
+    torn = (
+        "j.checkpoint_stored AND NOT j.trimmed AND (SELECT count(*) FILTER (WHERE p.arrived) IS DISTINCT FROM "
+        "max(p.world_size) OR bool_or(EXISTS (SELECT FROM jsonb_each(p.files) f WHERE NOT EXISTS (SELECT FROM "
+        "checkpoint_files c WHERE c.job_id = j.id AND c.digest = f.value->>1))) FROM checkpoint_parts p "
+        "WHERE (p.job_id, p.epoch, p.step) = (j.id, j.checkpoint_epoch, j.checkpoint_step))"
+    )
+    for job, epoch, step in tx.execute(text(latest + torn)):
+        yield f"job {job} goes on from step {step} of attempt {epoch}, of which something is missing"
+
+
 def i13_budgets_are_kept(tx: Connection) -> Iterator[str]:
     """Every attempt is counted for whose fault it ended, and none beyond the budget was tried again."""
     rows = tx.execute(text("SELECT job_id, reason FROM attempts WHERE state = 'ended'"))
@@ -165,6 +181,7 @@ SAFETY: tuple[Callable[[Connection], Iterator[str]], ...] = (
     i7_at_most_one_attempt_of_a_job_lives,
     i9_what_has_ended_ended_once,
     i9_only_what_is_over_is_released,
+    i11_the_latest_is_of_an_attempt_and_whole,
     i13_budgets_are_kept,
     i14_output_has_no_gap,
     i15_events_tell_the_state,
@@ -177,12 +194,18 @@ class Watch:
 
     tokens: dict[str, int] = field(default_factory=dict)
     ends: dict[str, str] = field(default_factory=dict)
+    latest: dict[str, tuple[int, int]] = field(default_factory=dict)
     attempts: set[str] = field(default_factory=set)
 
     def look(self, tx: Connection) -> list[str]:
         """Every violation there is now."""
         found = [f"{check.__name__}: {sentence}" for check in SAFETY for sentence in check(tx)]
-        for rule in (self.i8_tokens_never_go_back, self.i9_ends_are_final, self.i10_grants_go_to_ready_nodes):
+        for rule in (
+            self.i8_tokens_never_go_back,
+            self.i9_ends_are_final,
+            self.i10_grants_go_to_ready_nodes,
+            self.i11_the_latest_never_goes_back,
+        ):
             found += [f"{rule.__name__}: {sentence}" for sentence in rule(tx)]
         return found
 
@@ -222,6 +245,13 @@ class Watch:
             if attempt not in self.attempts and (state != "ready" or cordoned):
                 yield f"attempt {attempt} was granted on {node}, which is {state}{' and cordoned' * cordoned}"
         self.attempts |= {row.attempt_id for row in rows}
+
+    def i11_the_latest_never_goes_back(self, tx: Connection) -> Iterator[str]:
+        for job, epoch, step in tx.execute(text("SELECT id, checkpoint_epoch, checkpoint_step FROM jobs")):
+            before, now = self.latest.get(job, (0, 0)), (epoch or 0, step or 0)
+            if now < before:
+                yield f"job {job} went on from {before} (attempt, step), and now from {now}"
+            self.latest[job] = now
 
 
 # -- safety, from what clients were told and what ranks really did
@@ -271,6 +301,16 @@ def i6_a_rank_starts_once_in_an_epoch(executions: Iterable[Execution]) -> Iterat
         for (job, epoch, rank), times in starts.items()
         if times > 1
     )
+
+
+def i12_what_was_told_is_gone_on_from(
+    marks: Mapping[str, tuple[int, int]], told: Mapping[str, tuple[int, int]]
+) -> Iterator[str]:
+    """No checkpoint that the service has heard of from a job's present attempt is lost to the next: what a node is
+    given to go on from (`marks`, by job) is none before it (`told`). Both are epoch and step."""
+    for job, mark in marks.items():
+        if mark < told.get(job, (0, 0)):
+            yield f"job {job} is to go on from {mark}, and {told[job]} was told"
 
 
 # -- liveness, once faults have stopped and there was time

@@ -60,6 +60,7 @@ class Local:
     waits: bool = False
     reason: EndReason | None = None
     alive: bool = True
+    step: int | None = None
 
 
 @dataclass
@@ -98,6 +99,7 @@ class Service(RuleBasedStateMachine):
         self.agents = {name: ModelAgent() for name in NODES}
         self.acknowledged: list[Acknowledged] = []
         self.late: list[LatePlan] = []
+        self.told: dict[str, tuple[int, int]] = {}
         self.watch = Watch()
 
     @initialize()
@@ -252,6 +254,13 @@ class Service(RuleBasedStateMachine):
                 del agent.runs[attempt]
             elif listed.get(attempt) != Desired.RUN:
                 agent.kill(attempt, EndReason.CANCELLED)
+
+    @rule(name=nodes, steps=st.integers(1, 3))
+    def save(self, name: str, steps: int) -> None:
+        """Every gang that runs on the machine completes a checkpoint."""
+        for run in self.agents[name].runs.values():
+            if run.state == AttemptState.RUNNING and run.alive:
+                run.step = (run.step or 0) + steps
 
     @rule(name=nodes, heard=st.booleans())
     def report(self, name: str, heard: bool) -> None:
@@ -412,6 +421,7 @@ class Service(RuleBasedStateMachine):
                 state=run.state,
                 reason=run.reason,
                 clean=run.state == AttemptState.ENDED,
+                checkpoint=run.step,
             )
             for attempt, run in self.agents[name].runs.items()
         ]
@@ -429,10 +439,24 @@ class Service(RuleBasedStateMachine):
             with self.cluster.engine.begin() as tx:
                 answer = sync.answer(tx, name, stop_grace_s=10.0, lease_s=self.cluster.settings.lease_s)
             self.agents[name].assignments = answer.assignments
+            marks = {
+                each.job: (each.checkpoint.epoch, each.checkpoint.step) if each.checkpoint else (0, 0)
+                for each in answer.assignments
+            }
+            assert list(invariants.i12_what_was_told_is_gone_on_from(marks, self.told)) == []
 
     def _take(self, name: str, request: SyncRequest) -> None:
+        """The service hears it. A checkpoint counts that the job's present attempt tells of, where it is still held."""
+        present = text(
+            "SELECT t.job_id FROM members m JOIN attempts t ON t.id = m.attempt_id JOIN jobs j ON j.id = t.job_id "
+            "WHERE m.node_id = :node AND m.attempt_id = :attempt AND m.released_at IS NULL AND t.epoch = j.epoch"
+        )
         with self.cluster.engine.begin() as tx:
+            jobs = [tx.execute(present, {"node": name, "attempt": each.attempt}).scalar() for each in request.members]
             sync.take(tx, name, request, max_attempts=self.cluster.settings.max_attempts, now=self.cluster.now)
+        for each, job in zip(request.members, jobs, strict=True):
+            if job is not None and each.checkpoint is not None:
+                self.told[job] = max(self.told.get(job, (0, 0)), (each.epoch, each.checkpoint))
 
     def _rows(self) -> list[tuple[object, ...]]:
         """Where every job, attempt and member stands."""
