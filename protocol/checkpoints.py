@@ -45,6 +45,13 @@ class PartAnswer(View):
     """What is still to be sent. A part is stored once nothing is."""
 
     missing: list[Digest] = Field(description="Files that the service does not hold yet, each once.")
+    complete: bool = Field(
+        default=True, description="Every rank's files of this step have arrived, or it is not wanted any more."
+    )
+    begun: Count | None = Field(
+        default=None,
+        description="Newest step that other nodes of the gang have begun to bring and this rank has not brought.",
+    )
 
 
 class StoredPart(View):

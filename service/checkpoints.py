@@ -52,8 +52,10 @@ def put_part(
     held = _held(tx, node_id, attempt_id)
     job = job_store.lock_job(tx, held.job_id)
     _check_rank(JobSpec.model_validate(job.spec), held.member, rank=rank, world_size=part.world_size)
-    if job.epoch != held.epoch or _is_old(job, held.epoch, step):
+    if job.epoch != held.epoch:
         return PartAnswer(missing=[]), []
+    if _is_old(job, held.epoch, step):
+        return PartAnswer(missing=[], begun=_begun(tx, job, held.member, rank)), []
     sizes = {file.sha256: file.size for file in part.files}
     missing = sizes.keys() - store.held_of(tx, job.id, sizes.keys())
     _check_quota(tx, job.user_id, sum(sizes[digest] for digest in missing), quota_bytes)
@@ -69,9 +71,20 @@ def put_part(
     )
     parts = [row for row in store.list_parts(tx, job.id) if (row.epoch, row.step) == (held.epoch, step)]
     if not _is_complete(parts):
-        return PartAnswer(missing=sorted(missing)), []
+        begun = _begun(tx, job, held.member, rank)
+        return PartAnswer(missing=sorted(missing), complete=False, begun=begun), []
     job_store.advance_checkpoint(tx, job.id, epoch=held.epoch, step=step, now=now, stored=True)
     return PartAnswer(missing=[]), _prune(tx, job.id)
+
+
+def _begun(tx: Connection, job: Record, member: int, rank: int) -> int | None:
+    """The newest step of this attempt that other members have begun to bring and `rank` has not brought."""
+    ranks = JobSpec.model_validate(job.spec).ranks
+    fresh = [
+        row for row in store.list_parts(tx, job.id) if row.epoch == job.epoch and not _is_old(job, row.epoch, row.step)
+    ]
+    brought = {row.step for row in fresh if row.rank == rank and row.arrived}
+    return max((row.step for row in fresh if row.rank // ranks != member and row.step not in brought), default=None)
 
 
 def check_file(tx: Connection, node_id: str, *, attempt_id: str, digest: str) -> bool:

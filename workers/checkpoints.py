@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ergon.checkpoints import has_ranks, marks
+from protocol.checkpoints import CheckpointPart
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class Watched:
     ended: bool = False
     settled: bool = False
     note: str = ""
+    brought: tuple[int, CheckpointPart] | None = None
+    """Step and first part of what this node has brought to the service last."""
 
 
 class Checkpoints(threading.Thread):

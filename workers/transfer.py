@@ -87,11 +87,11 @@ class Transfer:
             raise TransferFailed(str(error) or type(error).__name__) from error
         _check(response)
 
-    def tell_part(self, attempt: str, step: int, rank: int, part: CheckpointPart) -> list[str]:
-        """What of it the service still lacks, by SHA-256. Raises TransferRefused, TransferFailed."""
+    def tell_part(self, attempt: str, step: int, rank: int, part: CheckpointPart) -> PartAnswer:
+        """What of it the service still lacks. Raises TransferRefused, TransferFailed."""
         path = f"/v1/agent/attempts/{attempt}/checkpoints/{step}/ranks/{rank}"
         headers = {"Content-Type": "application/json"}
-        return self._ask("PUT", path, PartAnswer, content=part.model_dump_json(), headers=headers).missing
+        return self._ask("PUT", path, PartAnswer, content=part.model_dump_json(), headers=headers)
 
     def upload_file(self, attempt: str, file: int, digest: str) -> None:
         """Store a file of a checkpoint, an open one. Repeating it changes nothing.

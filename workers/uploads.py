@@ -2,6 +2,9 @@
 
 Each node brings what its own ranks have saved, one file at a time and each content once; what has arrived is not sent
 again, whoever was killed meanwhile. The service tells of a checkpoint when it has all of it. Ranks never wait for it.
+
+The nodes of a gang bring the same one, however long it takes: who has brought a step begins none before the others have
+brought it too, and then the one that another node has begun.
 """
 
 import logging
@@ -51,6 +54,10 @@ class Uploads(Checkpoints):
         """Bring a checkpoint to the service. False if that is to be tried again; `last` if no newer one can come."""
         why = ""
         try:
+            chosen = mark if last else self._choose(attempt, watched, mark)
+            if chosen is None:
+                return True
+            mark = chosen
             self._bring(attempt, watched, mark)
         except TransferFailed as error:
             if not (last and isinstance(error, TransferFull)):  # a job does not wait for room once it has ended
@@ -72,6 +79,18 @@ class Uploads(Checkpoints):
             log.warning("attempt %s: %s", attempt, watched.note)
         return True
 
+    def _choose(self, attempt: str, watched: Watched, newest: Mark) -> Mark | None:
+        """What to bring now, so that all nodes bring the same; None: others are not done with what this one brought.
+        Raises as `_bring`."""
+        if watched.brought is None:
+            return newest
+        step, part = watched.brought
+        answer = self._transfer.tell_part(attempt, step, watched.ranks[0], part)
+        if answer.begun is not None:
+            begun = Mark(watched.epoch, answer.begun)
+            return begun if has_ranks(watched.folder / begun.folder, watched.ranks) else newest
+        return newest if answer.complete else None
+
     def _bring(self, attempt: str, watched: Watched, mark: Mark) -> None:
         """Raises TransferRefused, TransferFailed; ValueError and OSError if the checkpoint is not what it should be."""
         for rank in watched.ranks:
@@ -81,11 +100,13 @@ class Uploads(Checkpoints):
             entries = [CheckpointFile(path=path, size=size, sha256=sha) for path, (size, sha) in files.items()]
             part = CheckpointPart(world_size=watched.world_size, files=entries)
             places = {sha: path for path, (_size, sha) in files.items()}
-            for digest in self._transfer.tell_part(attempt, mark.step, rank, part):
+            for digest in self._transfer.tell_part(attempt, mark.step, rank, part).missing:
                 with opened(watched.folder / mark.folder / f"rank-{rank}", places[digest]) as file:
                     self._transfer.upload_file(attempt, file, digest)
-            if self._transfer.tell_part(attempt, mark.step, rank, part):
+            if self._transfer.tell_part(attempt, mark.step, rank, part).missing:
                 raise TransferFailed("not all that was sent has arrived")
+            if rank == watched.ranks[0]:
+                watched.brought = (mark.step, part)
 
 
 def _newest(watched: Watched) -> Mark | None:
