@@ -257,10 +257,11 @@ class Service(RuleBasedStateMachine):
 
     @rule(name=nodes, steps=st.integers(1, 3))
     def save(self, name: str, steps: int) -> None:
-        """Every gang that runs on the machine completes a checkpoint."""
+        """Everything that runs on the machine completes a checkpoint and tells of it, each machine at a pace of its own."""
         for run in self.agents[name].runs.values():
-            if run.state == AttemptState.RUNNING and run.alive:
+            if run.alive:
                 run.step = (run.step or 0) + steps
+        self._exchange(name, self._reports(name), heard=True)
 
     @rule(name=nodes, heard=st.booleans())
     def report(self, name: str, heard: bool) -> None:
