@@ -257,7 +257,7 @@ class Service(RuleBasedStateMachine):
 
     @rule(name=nodes, steps=st.integers(1, 3))
     def save(self, name: str, steps: int) -> None:
-        """Everything that runs on the machine completes a checkpoint and tells of it, each machine at a pace of its own."""
+        """What runs on the machine completes a checkpoint and tells of it, each machine at a pace of its own."""
         for run in self.agents[name].runs.values():
             if run.alive:
                 run.step = (run.step or 0) + steps
