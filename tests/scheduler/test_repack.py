@@ -125,7 +125,7 @@ CROSSED = [(HOT, placement("j1", ("a", ["a-h100-0"]))), (COOL, replace(placement
 def test_two_jobs_change_places_where_neither_could_move_alone(moves: int, move_w: float, swapped: bool) -> None:
     """Crossed they draw 450 W, swapped 160 W."""
     now = after(FULL, CROSSED)
-    running = tuple(replace(one, move_j=move_w * now.horizon_s) for one in now.running)
+    running = tuple(replace(one, move_j=move_w * one.job.shapes[one.shape].run_s) for one in now.running)
     of = replace(now, moves=moves, anew=True, running=running)
     plan = solve(of)
     assert {move.job: move.members[0].node for move in plan.moves} == ({"j1": "b", "j2": "a"} if swapped else {})
