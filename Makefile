@@ -53,7 +53,7 @@ sim: setup ## 1,000 seeds of simulated faults in virtual time; SEEDS=n for more 
 	@$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
 
 state-machine: setup ## any order of events against the use cases, 300 examples; EXAMPLES=n
-	@STATE_MACHINE_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/pytest -q tests/service/test_state_machine.py
+	@STATE_MACHINE_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/pytest -q -s tests/service/test_state_machine.py
 
 mutate-guards: setup ## take each guard out of a copy of the tree once, and see a suite turn red
 	@$(BIN)/python -m tests.guards
