@@ -27,6 +27,7 @@ SERVICE_VARIABLES = {
     "ERGON_TICK_S": "Longest time between two planning cycles while jobs wait, in s.",
     "ERGON_STOP_GRACE_S": "From the polite signal to the final one when a job is stopped, in s.",
     "ERGON_MAX_ATTEMPTS": "Attempts a job gets in all when nodes are lost under it.",
+    "ERGON_OVERTAKEN_S": "How long others of its priority may overtake a job; then nodes are kept for it, in s.",
     "ERGON_MOVES_PER_JOB": "Running jobs the planner may move for each job that comes; only those with --may-move.",
     "ERGON_KEEP_OUTPUT_DAYS": "Days that output and checkpoints of ended jobs are kept; samples and cycles too.",
     "ERGON_KEEP_RECORDS_DAYS": "Days that ended jobs are kept, and what reports are made of.",

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from scheduler.feasibility import can_contain, free_devices, takes_work
 from scheduler.objective import Stake, on_time_s, stakes, tiers
 from scheduler.plan import MemberPlacement, Placement
-from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem
+from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Reservation, Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +89,11 @@ Choices = Mapping[int, Choice]
 
 def find_candidates(problem: Problem) -> Candidates:
     """The line of possible jobs with every way each could start on what is free now, at the prices of
-    `Problem.shared_out`.
+    `Problem.shared_out` and in the order of `Problem.ranked`.
     """
-    problem = problem.shared_out()
+    problem = problem.shared_out().ranked()
     sites = sites_of(problem)
+    kept = _Kept(problem, sites)
     staked = stakes(problem)
     line = sorted((job for job in problem.jobs if job.id in staked), key=lambda job: (-job.priority, job.order, job.id))
     ranks = {priority: rank for rank, priority in enumerate(tiers(line))}
@@ -107,7 +108,7 @@ def find_candidates(problem: Problem) -> Candidates:
                 stake=stake,
                 tier=ranks[job.priority],
                 twin=twins.setdefault((job.priority, job.shapes, job.wait_w), len(twins)),
-                options=_options(problem, job, stake, sites, asked),
+                options=_options(problem, job, stake, sites, kept, asked),
             )
         )
     return Candidates(line=tuple(candidates), sites=sites, tiers=len(ranks))
@@ -292,19 +293,37 @@ def sites_of(problem: Problem) -> tuple[Site, ...]:
     return tuple(sites)
 
 
+class _Kept:
+    """The sites that the reservation keeps, and from whom."""
+
+    def __init__(self, problem: Problem, sites: Sequence[Site]) -> None:
+        kept = problem.reservation or Reservation(job="")
+        self._first = next((job for job in problem.jobs if job.id == kept.job), None)
+        self._free_s = kept.free_s
+        self._sites = frozenset(number for number, site in enumerate(sites) if site.node.id in kept.nodes)
+
+    def from_(self, job: Job, shape: Shape) -> frozenset[int]:
+        """Those on which the job may not start in the shape."""
+        if self._first is None or job.priority >= self._first.priority or shape.run_s <= self._free_s:
+            return frozenset()
+        return self._sites
+
+
 def _options(
-    problem: Problem, job: Job, stake: Stake, sites: Sequence[Site], asked: dict[object, tuple[int, ...]]
+    problem: Problem, job: Job, stake: Stake, sites: Sequence[Site], kept: _Kept, asked: dict[object, tuple[int, ...]]
 ) -> tuple[Option, ...]:
     """Shapes of the job that enough sites can take now. `asked` remembers the sites of each demand."""
     options: list[Option] = []
     for index in stake.shapes:
         shape = job.shapes[index]
-        demand = (shape.kind, shape.devices, shape.millicores, shape.memory_bytes, shape.in_container)
+        barred = kept.from_(job, shape)
+        demand = (shape.kind, shape.devices, shape.millicores, shape.memory_bytes, shape.in_container, barred)
         if demand not in asked:
             asked[demand] = tuple(
                 number
                 for number, site in enumerate(sites)
-                if site.kinds.get(shape.kind, 0) >= shape.devices
+                if number not in barred
+                and site.kinds.get(shape.kind, 0) >= shape.devices
                 and site.node.free_millicores >= shape.millicores
                 and site.node.free_memory_bytes >= shape.memory_bytes
                 and can_contain(site.node, shape)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from types import UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from scheduler.plan import Plan
@@ -65,9 +66,11 @@ def _decode(data: bytes, wanted: type[T]) -> T:
 
 
 def _build(value: object, wanted: Any, where: str) -> object:
-    """`value`, as JSON gave it, in the type that a dataclass declares: a tuple of one type, a dataclass, an enumeration
-    or a plain value.
+    """`value`, as JSON gave it, in the type that a dataclass declares: a tuple of one type, a dataclass or None, a
+    dataclass, an enumeration or a plain value.
     """
+    if get_origin(wanted) is UnionType:
+        return None if value is None else _build(value, get_args(wanted)[0], where)
     if get_origin(wanted) is tuple:
         if not isinstance(value, list):
             raise CodecError(f"{where}: a list is wanted")

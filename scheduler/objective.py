@@ -55,7 +55,11 @@ def stakes(problem: Problem) -> dict[str, Stake]:
 
 
 def waiting(problem: Problem, placements: Sequence[Placement]) -> tuple[int, ...]:
-    """Waiting of each tier, the highest priority first, in thousandths of W * devices. Smaller tuples are better."""
+    """Waiting of each tier, the highest priority first, in thousandths of W * devices. Smaller tuples are better.
+
+    The job of a reservation is a tier of its own, above the others of its priority.
+    """
+    problem = problem.ranked()
     placed = {placement.job for placement in placements}
     staked = stakes(problem)
     possible = [job for job in problem.jobs if job.id in staked]

@@ -174,6 +174,19 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """The job that others of its priority must not overtake any more (`scheduler.reserve`).
+
+    It comes before them. `nodes` are kept for it until `free_s` from now, when the last of them is expected to have
+    room for it: no other job of its priority or a lower one starts there unless it is expected to have ended by then.
+    """
+
+    job: str
+    nodes: tuple[str, ...] = ()
+    free_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One consistent read of the cluster and its queue. `free` and `free_*` of the nodes are net of all jobs that run.
 
@@ -184,7 +197,7 @@ class Problem:
 
     `fill` is how much of the nodes that are on is expected to be in use, from 0 to 1: with other jobs to come what this
     plan leaves free will not stay free (`shared_out`). `boot_wait_w` is the price of waiting for a boot, in W: the
-    planner's caller fills in the default (`scheduler.power.default_boot_wait_w`).
+    planner's caller fills in the default (`scheduler.power.default_boot_wait_w`). `reservation` is for one of the jobs.
     """
 
     nodes: tuple[Node, ...]
@@ -197,6 +210,17 @@ class Problem:
     anew: bool = False
     fill: float = 0.0
     boot_wait_w: float = 0.0
+    reservation: Reservation | None = None
+
+    def ranked(self) -> "Problem":
+        """The same problem with a priority of its own for the job of the reservation, just above those of the same
+        priority; itself if there is none. Only the order of priorities means anything.
+        """
+        if self.reservation is None:
+            return self
+        first = self.reservation.job
+        jobs = (replace(job, priority=2 * job.priority + (job.id == first)) for job in self.jobs)
+        return replace(self, jobs=tuple(jobs))
 
     def shared_out(self) -> "Problem":
         """The same problem with `fill` in its prices and 0 in its place; itself if that is 0.

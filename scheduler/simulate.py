@@ -19,6 +19,7 @@ from enum import IntEnum
 from scheduler.plan import Placement
 from scheduler.power import default_boot_wait_w
 from scheduler.problem import WHOLE_DEVICE, Device, Hold, Job, Node, Problem, Running
+from scheduler.reserve import OVERTAKEN_S, reserve
 
 OVERDUE_SHARE = 0.5
 """A job past its estimate is expected to need this share of its time so far on top: long runs stay long."""
@@ -285,7 +286,7 @@ class _Simulation:
 
     def _problem(self) -> Problem:
         left = {name: self._left_s(live) for name, live in self.live.items()}
-        return Problem(
+        problem = Problem(
             nodes=tuple(self._snapshot(machine, left) for machine in self.machines.values()),
             jobs=tuple(arrival.job for arrival in self.queue.values()),
             pue=self.pue,
@@ -293,6 +294,11 @@ class _Simulation:
             boot_wait_w=self.boot_wait_w,
             running=tuple(_running(live, left[name]) for name, live in self.live.items()),
         )
+        overtaken = [arrival.job for arrival in self.queue.values() if self.now - arrival.at_s >= OVERTAKEN_S]
+        if not overtaken:
+            return problem
+        first = min(overtaken, key=lambda job: (-job.priority, job.order, job.id))
+        return replace(problem, reservation=reserve(problem, first))
 
     def _left_s(self, live: _Live) -> float:
         """What the planner expects a placed job to need still, its wait for a boot included."""

@@ -14,6 +14,7 @@ from scheduler.packing import Packer
 from scheduler.plan import Outcome, Placement, Plan, PowerStep, Verdict
 from scheduler.problem import Budget, Job, Node, Problem
 from scheduler.repack import repack
+from scheduler.reserve import Kept
 from scheduler.search import Allowance, search
 from scheduler.validate import has_several_kinds, packs, validate
 from scheduler.verify import verify
@@ -37,6 +38,7 @@ def solve(problem: Problem, budget: Budget = DEFAULT_BUDGET) -> Plan:
     Raises ValueError for a problem that makes no sense, PlannerError if no plan of ours passes the checker.
     """
     validate(problem)
+    problem = problem.ranked()
     if packs(problem):
         packed = _improved(problem, solve_by_packing(problem), budget)
         if packed.moves or packs(replace(problem, moves=0)):
@@ -71,6 +73,7 @@ def solve_greedily(problem: Problem) -> Plan:
     Raises as `solve` does.
     """
     validate(problem)
+    problem = problem.ranked()
     if packs(problem):
         return solve_by_packing(problem)
     candidates = find_candidates(problem)
@@ -216,12 +219,13 @@ def _verdicts(problem: Problem, placements: Sequence[Placement]) -> tuple[Verdic
     placed = {placement.job for placement in placements}
     possible = stakes(problem)
     rooms = survey(problem.nodes)
+    kept = Kept(problem)
     verdicts: list[Verdict] = []
     for job in problem.jobs:
         if job.id in placed:
             verdicts.append(Verdict(job=job.id, outcome=Outcome.PLACED))
         elif job.id in possible:
-            reasons = why_not_now(job, rooms, len(placed))
+            reasons = kept.why(job, rooms.free) or why_not_now(job, rooms, len(placed))
             verdicts.append(Verdict(job=job.id, outcome=Outcome.WAITING, reasons=reasons))
         else:
             reasons = why_impossible(job.shapes, rooms.total)

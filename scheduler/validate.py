@@ -34,11 +34,25 @@ def has_several_kinds(node: Node) -> bool:
     return len({device.kind for device in node.devices}) > 1
 
 
+def _reservation(problem: Problem) -> Iterator[str]:
+    if (kept := problem.reservation) is None:
+        return
+    yield from _number("free_s of the reservation", kept.free_s, 0.0, MAX_SECONDS)
+    if all(job.id != kept.job for job in problem.jobs):
+        yield f"the reservation is for {kept.job}, which is no job of the problem"
+    unknown = set(kept.nodes) - {node.id for node in problem.nodes}
+    if unknown:
+        yield f"the reservation keeps {', '.join(sorted(unknown))}, no node of the problem"
+    if kept.nodes and packs(problem):
+        yield "the reservation keeps nodes, which cannot be where jobs share devices or need none, or with moves"
+
+
 def _problem(problem: Problem) -> Iterator[str]:
     yield from _number("horizon_s", problem.horizon_s, 0.0, MAX_SECONDS, open_below=True)
     yield from _number("pue", problem.pue, 1.0, 100.0)
     yield from _number("fill", problem.fill, 0.0, 1.0)
     yield from _number("boot_wait_w", problem.boot_wait_w, 0.0, MAX_W)
+    yield from _reservation(problem)
     if problem.moves < 0:
         yield f"moves is {problem.moves}, must not be negative"
     yield from _twice("node id", (node.id for node in problem.nodes))

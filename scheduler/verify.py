@@ -30,8 +30,10 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
     and none that can run no container gets one; no more moves than allowed, of jobs that run and may move; a verdict
     for every job in order, each with reasons unless placed; jobs are called impossible exactly when they are; no job
     starts in place of one with precedence that would fit there; boots and switch-offs fit the placements; every term of
-    the cost; and the bound does not exceed the objective.
+    the cost; the bound does not exceed the objective; and nobody starts on nodes that are kept for another longer than
+    they are kept.
     """
+    problem = problem.ranked()
     nodes = {node.id: node for node in problem.nodes}
     jobs = {job.id: job for job in problem.jobs}
     # Moved jobs leave their devices before anything starts: with those free again, a move is a placement like others.
@@ -45,6 +47,7 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
         *_capacity((*plan.placements, *plan.moves), free, those),
         *_verdicts(problem, plan, possible),
         *_precedence(problem, plan, possible),
+        *_reservation(problem, plan),
         *_power_steps(plan, nodes),
         *_cost(problem.shared_out(), plan),
         *_proof(plan),
@@ -201,9 +204,28 @@ def _precedence(problem: Problem, plan: Plan, possible: Mapping[str, list[Shape]
         for job in waiting:
             same = (job.priority, job.shapes, job.wait_w) == (holder.priority, holder.shapes, holder.wait_w)
             ahead = job.priority > holder.priority or (same and job.order < holder.order)
-            if ahead and any(_covers(place, shape) for shape in job.shapes):
+            if ahead and any(
+                _covers(place, shape) and not _is_kept_from(problem, job, shape, placement) for shape in job.shapes
+            ):
                 message = f"job {job.id} waits while {holder.id}, which it has precedence over, holds a place it fits"
                 yield Violation(code="precedence", message=message)
+
+
+def _reservation(problem: Problem, plan: Plan) -> Iterator[Violation]:
+    jobs = {job.id: job for job in problem.jobs}
+    for placement in plan.placements:
+        job = jobs[placement.job]
+        if _is_kept_from(problem, job, job.shapes[placement.shape], placement):
+            message = f"job {job.id} starts on nodes that are kept for another, and is not expected to end in time"
+            yield Violation(code="kept_node", message=message)
+
+
+def _is_kept_from(problem: Problem, job: Job, shape: Shape, placement: Placement) -> bool:
+    """Whether nodes of the placement are kept from the job in this shape."""
+    kept = problem.reservation
+    if kept is None or shape.run_s <= kept.free_s or all(member.node not in kept.nodes for member in placement.members):
+        return False
+    return any(first.id == kept.job and first.priority > job.priority for first in problem.jobs)
 
 
 def _covers(place: Shape, shape: Shape) -> bool:

@@ -17,6 +17,7 @@ from scheduler.first_fit import first_fit
 from scheduler.greedy import complete
 from scheduler.plan import Outcome, Placement, Verdict
 from scheduler.problem import Job, Problem
+from scheduler.reserve import Kept
 from scheduler.validate import packs, validate
 from service import submission
 from service.auth import Person
@@ -40,7 +41,14 @@ class DryRun:
 
 
 def read(
-    tx: Connection, person: Person, specs: Sequence[JobSpec], *, queues: Sequence[str], pue: float, now: datetime
+    tx: Connection,
+    person: Person,
+    specs: Sequence[JobSpec],
+    *,
+    queues: Sequence[str],
+    pue: float,
+    overtaken_s: float,
+    now: datetime,
 ) -> DryRun:
     """Check the specs as at submission, and read what they would meet. `tx` must be one snapshot.
 
@@ -48,7 +56,7 @@ def read(
     """
     prefixes = [f"jobs.{index}." for index in range(len(specs))]
     waits = submission.check(tx, person, specs, prefixes=prefixes, queues=queues, lock=False)
-    problem, _ = read_problem(tx, pue=pue, now=now)
+    problem, _ = read_problem(tx, pue=pue, overtaken_s=overtaken_s, now=now)
     asked = [
         planned_job(spec, problem.nodes, job_id=f"asked-{index}", order=LAST + index)
         for index, spec in enumerate(specs)
@@ -61,7 +69,7 @@ def weigh(run: DryRun) -> DryRunView:
     """Which of the jobs would start now, and why the others would not. Needs no database."""
     validate(run.problem)
     placements = {placement.job: placement for placement in _placements(run.problem)}
-    rooms = survey(run.problem.nodes)
+    rooms, kept = survey(run.problem.nodes), Kept(run.problem)
     items: list[DryRunItem] = []
     for spec, wait, job in zip(run.specs, run.waits, run.jobs, strict=True):
         placement = placements.get(job.id)
@@ -72,7 +80,7 @@ def weigh(run: DryRun) -> DryRunView:
         elif wait.open:
             items.append(DryRunItem(spec=spec, verdict=VerdictView(outcome="waiting", reasons=[wait.reason])))
         else:
-            reasons = why_not_now(job, rooms, len(placements))
+            reasons = kept.why(job, rooms.free) or why_not_now(job, rooms, len(placements))
             items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.WAITING, reasons=reasons)))
     return DryRunView(items=items)
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from protocol.base import Name
 from protocol.environment import PREFIX, SERVICE_VARIABLES, unknown_variables
 from protocol.faults import in_words
+from scheduler.reserve import OVERTAKEN_S
 
 
 class SettingsError(ValueError):
@@ -46,6 +47,7 @@ class Settings(BaseModel):
     tick_s: float = Field(default=10.0, ge=0.1, le=3_600.0)
     stop_grace_s: float = Field(default=10.0, ge=0.0, le=3_600.0)
     max_attempts: int = Field(default=5, ge=1, le=1_000)
+    overtaken_s: float = Field(default=OVERTAKEN_S, ge=0.0, le=31_536_000.0)
     moves_per_job: float = Field(default=0.1, ge=0.0, le=100.0)
     keep_output_days: float = Field(default=30.0, gt=0.0, le=36_500.0)
     keep_records_days: float = Field(default=400.0, gt=0.0, le=36_500.0)

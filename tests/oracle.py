@@ -42,9 +42,18 @@ def _plans(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> Iterato
     for index, shape in enumerate(job.shapes):
         for nodes in combinations(problem.nodes, shape.members):
             plan[job.id] = (index, tuple(node.id for node in nodes))
-            if all(_holds(problem, node, plan) for node in nodes):
+            barred = any(_is_kept_from(problem, node, job, shape) for node in nodes)
+            if not barred and all(_holds(problem, node, plan) for node in nodes):
                 yield from _plans(problem, rest, plan)
             del plan[job.id]
+
+
+def _is_kept_from(problem: Problem, node: Node, job: Job, shape: Shape) -> bool:
+    kept = problem.reservation
+    if kept is None or node.id not in kept.nodes or job.id == kept.job:
+        return False
+    first = next(each for each in problem.jobs if each.id == kept.job)
+    return job.priority <= first.priority and shape.run_s > kept.free_s
 
 
 def _holds(problem: Problem, node: Node, plan: dict[str, Start]) -> bool:
@@ -85,12 +94,13 @@ def _possible(problem: Problem, job: Job) -> list[Shape]:
 
 
 def _waiting(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> tuple[int, ...]:
-    tiers = sorted({job.priority for job in jobs}, reverse=True)
+    first = problem.reservation.job if problem.reservation else None
+    tiers = sorted({(job.priority, job.id == first) for job in jobs}, reverse=True)
     waiting = [0] * len(tiers)
     for job in jobs:
         if job.id not in plan:
             smallest = min(shape.members * shape.devices for shape in _possible(problem, job))
-            waiting[tiers.index(job.priority)] += max(1, round(job.wait_w * 1000)) * smallest
+            waiting[tiers.index((job.priority, job.id == first))] += max(1, round(job.wait_w * 1000)) * smallest
     return tuple(waiting)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, NodePower, Problem, Shape
+from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, NodePower, Problem, Reservation, Shape
 
 KINDS = ("h100", "cpu")
 RUNS_S = (600.0, 3600.0, 7200.0, 40_000.0)
@@ -74,9 +74,16 @@ def problems(draw: st.DrawFn, max_jobs: int = 4, max_nodes: int = 3) -> Problem:
         )
         for number in range(draw(st.integers(1, max_jobs)))
     )
+    kept = st.builds(
+        Reservation,
+        job=st.sampled_from([job.id for job in queue]),
+        nodes=st.lists(st.sampled_from([node.id for node in machines]), max_size=2, unique=True).map(tuple),
+        free_s=st.sampled_from((0.0, 600.0, 7200.0)),
+    )
     return Problem(
         nodes=tuple(machines),
         jobs=queue,
+        reservation=draw(st.one_of(st.none(), kept)),
         horizon_s=draw(st.sampled_from((3600.0, 28_800.0))),
         pue=draw(st.sampled_from((1.0, 1.3))),
         fill=draw(st.sampled_from((0.0, 0.0, 0.6, 1.0))),

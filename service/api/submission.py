@@ -52,7 +52,13 @@ def try_out(request: DryRunRequest, parts: PartsDep, person: PersonDep) -> DryRu
     """What would become of jobs if they were submitted now. Nothing is stored."""
     with snapshot(parts.engine) as tx:
         run = dry_run.read(
-            tx, person, request.jobs, queues=parts.settings.queues, pue=parts.settings.pue, now=parts.now()
+            tx,
+            person,
+            request.jobs,
+            queues=parts.settings.queues,
+            pue=parts.settings.pue,
+            overtaken_s=parts.settings.overtaken_s,
+            now=parts.now(),
         )
     return dry_run.weigh(run)
 

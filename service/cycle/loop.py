@@ -19,7 +19,8 @@ from scheduler import codec
 from scheduler.demand import Outlook
 from scheduler.learning import outlook_of_past
 from scheduler.plan import Outcome, Placement, Plan, Verdict
-from scheduler.problem import Budget, Problem, Shape
+from scheduler.problem import Budget, Problem, Reservation, Shape
+from scheduler.validate import packs
 from scheduler.verify import verify
 from service import maintenance, nodes, verdicts
 from service.alarms import Alarm
@@ -192,6 +193,7 @@ class Cycle:
             problem, seen = read_problem(
                 tx,
                 pue=self._settings.pue,
+                overtaken_s=self._settings.overtaken_s,
                 quiet=self._silence.quiet,
                 now=at,
                 claims=self._claims,
@@ -244,7 +246,10 @@ class Cycle:
         movable = any(running.may_move for running in problem.running)
         moves = self._allowance.left if movable and not self._claims else 0
         running = problem.running if moves or self._outlook else ()
-        return replace(problem, outlook=self._outlook, moves=moves, running=running)
+        problem = replace(problem, outlook=self._outlook, moves=moves, running=running)
+        if problem.reservation is not None and packs(problem):
+            problem = replace(problem, reservation=Reservation(job=problem.reservation.job))
+        return problem
 
     def _take_up(self, seen: Seen, term: int) -> None:
         """Start the jobs whose claims have become free."""

@@ -14,7 +14,9 @@ from scheduler.plan import Outcome, Verdict
 from scheduler.plan import Reason as PlanReason
 from scheduler.power import InstalledDevice, Inventory, default_wait_w, node_power
 from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, Problem, Shape
+from scheduler.reserve import reserve
 from service.cycle.claims import PATIENCE_S, Claim, without
+from service.cycle.running import read_running
 from service.cycle.shapes import remaining_s, shapes_of
 from service.db import Record
 from service.store import attempts as attempt_store
@@ -51,6 +53,7 @@ def read_problem(
     tx: Connection,
     *,
     pue: float,
+    overtaken_s: float,
     now: datetime,
     quiet: Collection[str] = frozenset(),
     claims: Sequence[Claim] = (),
@@ -58,6 +61,7 @@ def read_problem(
     """The planner's input, and the versions it stands for. `tx` must be one snapshot.
 
     Args:
+        overtaken_s: how long others may overtake a job. The first in line that has waited longer gets a reservation.
         quiet: nodes that are ready but were not heard lately; nothing new goes there.
         claims: places that are given already. Their jobs are not part of the problem, but of what was seen.
     """
@@ -70,6 +74,10 @@ def read_problem(
         jobs=tuple(_job(row, nodes) for row in job_rows if row.id not in claimed),
         pue=pue,
     )
+    overtaken = {row.id for row in job_rows if (now - row.submitted_at).total_seconds() > overtaken_s}
+    if first := next((job for job in problem.jobs if job.id in overtaken), None):
+        running = read_running(tx, problem.nodes, now=now)
+        problem = replace(problem, reservation=reserve(replace(problem, running=running), first))
     seen_rows = [*job_rows, *(row for row in job_store.find_jobs(tx, claimed) if row.state == JobState.QUEUED.value)]
     seen = Seen(
         versions={row.id: row.version for row in seen_rows},

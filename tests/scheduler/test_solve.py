@@ -85,7 +85,7 @@ def test_the_order_of_nodes_and_jobs_in_the_problem_does_not_matter(tried: Probl
 @given(strategies.problems())
 def test_one_more_idle_node_keeps_nobody_waiting_longer(tried: Problem) -> None:
     possible = {verdict.job for verdict in solve(tried).verdicts if verdict.outcome != Outcome.IMPOSSIBLE}
-    tried = replace(tried, jobs=tuple(job for job in tried.jobs if job.id in possible))
+    tried = replace(tried, reservation=None, jobs=tuple(job for job in tried.jobs if job.id in possible))
     more = replace(tried, nodes=(*tried.nodes, node("extra", h100=2, cpu=2, cores=4)))
     before, after = solve(tried, AMPLE), solve(more, AMPLE)
     # Weights are counted with the stakes of one problem: new nodes can make a smaller shape possible.

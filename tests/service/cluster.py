@@ -153,7 +153,7 @@ class Cluster:
 
     def problem(self) -> tuple[Problem, Seen]:
         with snapshot(self.engine) as tx:
-            return read_problem(tx, pue=self.settings.pue, now=self.now)
+            return read_problem(tx, pue=self.settings.pue, overtaken_s=self.settings.overtaken_s, now=self.now)
 
     def lead(self) -> int:
         """The term that leads now. The first one is nobody's, so that a cycle takes over at once."""
