@@ -10,15 +10,16 @@ from torch import nn
 
 from ergon import runtime
 from training.examples import Examples, Rounds
-from training.objectives import ObjectiveOptions, loss_of, rate_at
+from training.objectives import loss_of, rate_at
 from training.options import option
 from training.ranks import Ranks
 from training.saving import STOPPED, must_stop, save, saved
-from training.strategies import DataParallel, Strategy
+from training.strategies import strategy_of
+from training.strategies.strategy import Strategy, StrategyOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FitOptions(ObjectiveOptions):
+class FitOptions(StrategyOptions):
     """`batch_size` counts examples over all ranks; each rank computes its share in `accumulate` parts, one after the
     other, which saves memory and changes nothing else. `checkpoint_every` counts rounds, which are epochs unless the
     recipe says otherwise; 0 saves only when it is asked to stop.
@@ -63,7 +64,7 @@ def fit(
 
     Goes on from what an attempt of before has saved; tells the score of every round from rank 0.
     """
-    strategy = DataParallel(network, loss_of(options), options, ranks)
+    strategy = strategy_of(network, loss_of(options), options, ranks)
     done, score, kept = 0, Score(loss=math.inf, val_loss=math.inf, accuracy=0.0), None
     if (state := saved(ranks)) is not None:
         strategy.load(state["model"])
@@ -104,9 +105,10 @@ def train_round(
     for position, batch in enumerate(batches):
         # What is drawn at random follows from the step, so that a run that was broken off draws the same.
         torch.manual_seed(options.seed + 1_000_003 * (before + position) + 7_919 * ranks.rank)
-        losses[position], count = train_step(strategy, examples, batch, options)
+        losses[position], count = train_step(strategy, examples, batch, position, options)
         counts.append(count)
         strategy.update(rate_at(before + position + 1, rounds.total * rounds.steps, options))
+    strategy.settle()
     ranks.total(losses)
     finite = losses.isfinite()
     if not finite.all():
@@ -116,13 +118,14 @@ def train_round(
 
 
 def train_step(
-    strategy: Strategy, examples: Examples, batch: torch.Tensor, options: FitOptions
+    strategy: Strategy, examples: Examples, batch: torch.Tensor, number: int, options: FitOptions
 ) -> tuple[torch.Tensor, int]:
-    """The gradients of the mean loss of `batch`. Returns this rank's part of the summed loss, and the targets in all.
+    """The gradients of the mean loss of `batch`, the one of that number in its round.
 
-    Every rank computes in as many parts, some of which may be empty: each takes part in the exchange of gradients.
+    Returns this rank's part of the summed loss, and the targets in all. Every rank computes in as many parts, some of
+    which may be empty: each takes part in the exchange of gradients.
     """
-    parts = strategy.share(batch).tensor_split(options.accumulate)
+    parts = strategy.share(batch, number).tensor_split(options.accumulate)
     total, count = torch.zeros(()), 0
     for position, part in enumerate(parts):
         inputs, targets = examples.take(part)
@@ -135,8 +138,8 @@ def train_step(
 def evaluate(strategy: Strategy, examples: Examples, batch_size: int, ranks: Ranks) -> tuple[float, float]:
     """Mean loss and accuracy over all of `examples`; every rank weighs its share of each batch."""
     total, count = torch.zeros(2, dtype=torch.float64, device=ranks.device), 0
-    for batch in torch.arange(len(examples)).split(batch_size):
-        inputs, targets = examples.take(strategy.share(batch))
+    for number, batch in enumerate(torch.arange(len(examples)).split(batch_size)):
+        inputs, targets = examples.take(strategy.share(batch, number))
         loss, right = strategy.score(inputs, targets)
         total += torch.stack([loss.double(), right.double()])
         count += len(batch) * math.prod(targets.shape[1:])

@@ -1,4 +1,4 @@
-"""How recipes save and go on: every rank holds the same state, so rank 0 saves it and all of them read it."""
+"""How recipes save and go on: rank 0 saves the whole state, and all ranks read it."""
 
 import os
 from typing import Any
@@ -15,7 +15,10 @@ STOPPED = 143
 
 
 def save(step: int, state: dict[str, Any], ranks: Ranks) -> None:
-    """Save tensors and plain values after `step`. Every rank must call it. Does nothing where nothing is kept."""
+    """Save what rank 0 has, tensors and plain values, after `step`. Every rank must call it.
+
+    Does nothing where nothing is kept.
+    """
     if "ERGON_CHECKPOINT_DIR" in os.environ:
         with runtime.checkpoint(step) as folder:
             if ranks.first:
@@ -23,13 +26,13 @@ def save(step: int, state: dict[str, Any], ranks: Ranks) -> None:
 
 
 def saved(ranks: Ranks) -> dict[str, Any] | None:
-    """What an attempt of before has saved last, on this rank's device; None if this is the first."""
+    """What an attempt of before has saved last, on the CPU; None if this is the first."""
     found = runtime.latest_checkpoint()
     if found is None:
         return None
     if ranks.first:
         print(f"going on from {found.name}", flush=True)
-    return torch.load(found / "rank-0" / FILE, map_location=ranks.device, weights_only=True)
+    return torch.load(found / "rank-0" / FILE, map_location="cpu", weights_only=True)
 
 
 def must_stop(ranks: Ranks) -> bool:

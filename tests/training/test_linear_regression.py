@@ -9,6 +9,7 @@ import pytest
 from tests.training import gang
 from training.__main__ import main
 from training.recipes.linear_regression import Options, Table, draw
+from training.strategies.strategy import STRATEGIES
 
 HEADER = "age,size,price\n"
 ROWS = "1,2,3\n2,5,4\n3,1,1\n4,0,2\n"
@@ -31,11 +32,12 @@ def printed(stdout: str) -> list[float]:
     return [float(value) for value in re.findall(r"^\S+ = (\S+)$", stdout, flags=re.MULTILINE)]
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_three_ranks_reach_the_least_squares_solution_on_the_path_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
     # 2000 rows do not divide by 3, so the ranks' shares differ.
-    exits = gang.run(["linear-regression", "noise=3", "seed=7"], world_size=3, folder=tmp_path)
+    exits = gang.run(["linear-regression", "noise=3", "seed=7", f"strategy={strategy}"], world_size=3, folder=tmp_path)
     assert [(rank.code, rank.stderr) for rank in exits] == [(0, "")] * 3
     assert printed(exits[0].stdout) == pytest.approx(least_squares(draw(Options(noise=3.0, seed=7))), rel=1e-6)
     assert exits[0].stdout.splitlines()[-1].endswith("world size 3")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from training.objectives import ObjectiveOptions, add_l1, loss_of, optimizer_of, rate_at
-from training.strategies import step
+from training.strategies.strategy import step
 
 ROWS, COLUMNS, CLASSES = 12, 5, 3
 

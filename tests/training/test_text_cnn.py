@@ -12,6 +12,7 @@ from training.__main__ import main
 from training.docstrings import docstrings
 from training.examples import shuffled
 from training.recipes.text_cnn import Options, TextNetwork, encode, load, pick, words_of
+from training.strategies.strategy import STRATEGIES
 
 SMALL = {"length": 12, "embedding": 8, "channels": 8, "dropout": 0.0, "epochs": 3, "learning_rate": 0.02, "baseline": 1}
 
@@ -56,8 +57,9 @@ def alone(options: Options) -> list[float]:
     return losses
 
 
-def test_two_ranks_follow_the_single_process_and_are_compared(table: Path, tmp_path: Path) -> None:
-    values = {**SMALL, "data": str(table), "text": "body", "label": "kind"}
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_follow_the_single_process_and_are_compared(table: Path, tmp_path: Path, strategy: str) -> None:
+    values = {**SMALL, "data": str(table), "text": "body", "label": "kind", "strategy": strategy}
     words = [f"{key}={value}" for key, value in values.items()]
     exits = gang.run(["text-cnn", *words, "min_accuracy=0.9"], world_size=2, folder=tmp_path)
     assert [(rank.code, rank.stderr) for rank in exits] == [(0, "")] * 2

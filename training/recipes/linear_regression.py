@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ergon import runtime
 from training.errors import InputError
 from training.options import option
 from training.ranks import Ranks, joined
 from training.saving import STOPPED, must_stop, save, saved
+from training.strategies import strategy_of
+from training.strategies.strategy import STRATEGIES, StrategyOptions
 from training.tables import numbers, read_table
 
 REPORTS = 20
@@ -33,7 +34,8 @@ class Options:
     target.
 
     `tolerance` bounds the difference of any coefficient to the closed form, all columns scaled to deviation 1.
-    `checkpoint_every` counts steps; 0 saves only when it is asked to stop.
+    `checkpoint_every` counts steps; 0 saves only when it is asked to stop. `strategy` and `servers` are those of
+    StrategyOptions.
     """
 
     data: str = option("")
@@ -44,6 +46,8 @@ class Options:
     steps: int = option(200, at_least=1, at_most=1_000_000)
     tolerance: float = option(1e-6, at_least=1e-12, at_most=1e3)
     checkpoint_every: int = option(50, at_least=0, at_most=1_000_000)
+    strategy: str = option("ddp", one_of=STRATEGIES)
+    servers: int = option(1, at_least=1, at_most=10_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +92,12 @@ def run(options: Options) -> int:
     curvature = measure(scaled)
     with joined() as ranks:
         weights = descend(scaled, curvature, options, ranks)
-    if weights is None:
-        return STOPPED
-
-    exact = torch.linalg.solve(curvature.gram, curvature.moment)
-    difference = (weights - exact).abs().max().item()
+        if weights is None:
+            return STOPPED
+        exact = torch.linalg.solve(curvature.gram, curvature.moment)
+        # Only rank 0 has the weights, whatever the strategy; the others learn what came of them.
+        apart = (weights - exact).abs().max() if ranks.first else torch.zeros((), dtype=torch.float64)
+        difference = ranks.total(apart.to(ranks.device)).item()
     if ranks.first:
         tell_coefficients(table.names, scaled, weights)
         print(f"max coefficient difference to the normal equation {difference:.3g}, world size {ranks.world_size}")
@@ -156,46 +161,51 @@ def measure(scaled: Scaled) -> Curvature:
 
 
 def descend(scaled: Scaled, curvature: Curvature, options: Options, ranks: Ranks) -> torch.Tensor | None:
-    """The weights (k, 1) after all steps of gradient descent over the rows of all ranks, on the CPU; None if it was
-    asked to stop before. Goes on from what an attempt of before has saved.
+    """The weights (k, 1) after all steps of gradient descent over the rows of all ranks, right on rank 0; None if it
+    was asked to stop before. Goes on from what an attempt of before has saved.
 
     Step size and momentum are the best ones for a quadratic with these extreme eigenvalues (Polyak 1964, "Some methods
     of speeding up the convergence of iteration methods"): the error shrinks by (sqrt(c) - 1) / (sqrt(c) + 1) a step,
     with c = largest / smallest.
     """
     rows, columns = scaled.inputs.shape
-    inputs, targets = ranks.mine(scaled.inputs).to(ranks.device), ranks.mine(scaled.targets).to(ranks.device)
-    plane = nn.Linear(columns, 1, bias=False, dtype=torch.float64, device=ranks.device)
+    plane = nn.Linear(columns, 1, bias=False, dtype=torch.float64)
     nn.init.zeros_(plane.weight)
-    model = DistributedDataParallel(plane)
     low, high = math.sqrt(curvature.smallest), math.sqrt(curvature.largest)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=4 / (low + high) ** 2, momentum=((high - low) / (high + low)) ** 2
+    strategy = strategy_of(
+        plane,
+        squares,
+        StrategyOptions(
+            strategy=options.strategy, servers=options.servers, momentum=((high - low) / (high + low)) ** 2
+        ),
+        ranks,
     )
+    share = strategy.share(torch.arange(rows), 0)
+    inputs, targets = scaled.inputs[share].to(ranks.device), scaled.targets[share].to(ranks.device)
     done, steps = 0, options.steps
     if (state := saved(ranks)) is not None:
-        model.module.load_state_dict(state["plane"])
-        optimizer.load_state_dict(state["optimizer"])
+        strategy.load(state["model"])
         done = state["step"]
     interval = -(-steps // REPORTS)
     for step in range(done + 1, steps + 1):
-        squares = (model(inputs) - targets).square().sum()
-        optimizer.zero_grad()
-        # DDP averages over the ranks; this factor turns the average into the gradient of half the mean of all squares.
-        (squares * (ranks.world_size / (2 * rows))).backward()
-        optimizer.step()
+        loss = strategy.add_gradients(inputs, targets, scale=1 / (2 * rows), last=True)
+        strategy.update(4 / (low + high) ** 2)
         if step % interval == 0 or step in (1, steps):
-            loss = ranks.total(squares.detach()).item() / rows
+            mean = ranks.total(loss.double().to(ranks.device)).item() / rows
             if ranks.first:
-                print(f"step {step}/{steps}  mean squared error {loss:.6g}", flush=True)
-                runtime.report(step=step, total_steps=steps, loss=loss)
+                print(f"step {step}/{steps}  mean squared error {mean:.6g}", flush=True)
+                runtime.report(step=step, total_steps=steps, loss=mean)
         stopping = step % interval == 0 and step < steps and must_stop(ranks)
         if stopping or (options.checkpoint_every and step % options.checkpoint_every == 0):
-            state = {"plane": model.module.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            save(step, state, ranks)
+            save(step, {"model": strategy.state(), "step": step}, ranks)
         if stopping:
             return None
-    return model.module.weight.detach().cpu().T
+    return strategy.state()["network"].get("weight", plane.weight.detach()).T
+
+
+def squares(predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The sum of squared residuals."""
+    return (predicted - targets).square().sum()
 
 
 def tell_coefficients(names: tuple[str, ...], scaled: Scaled, weights: torch.Tensor) -> None:

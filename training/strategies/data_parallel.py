@@ -1,0 +1,101 @@
+"""Each rank computes its share of every batch: with the whole model on every rank (DDP), or parts of it (FSDP2)."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from training.objectives import Loss, ObjectiveOptions, optimizer_of
+from training.ranks import Ranks
+from training.strategies.states import load_network, load_optimizer, network_state, optimizer_state
+from training.strategies.strategy import step
+
+
+class DataParallel:
+    """What all that split a batch have in common. See Strategy for the methods."""
+
+    def __init__(self, network: nn.Module, loss: Loss, options: ObjectiveOptions, ranks: Ranks) -> None:
+        self._network, self._loss, self._options, self._ranks = network, loss, options, ranks
+        self._optimizer = optimizer_of(network.parameters(), options)
+
+    def share(self, batch: torch.Tensor, number: int) -> torch.Tensor:
+        """See Strategy."""
+        return self._ranks.mine(batch)
+
+    def update(self, rate: float) -> None:
+        """See Strategy."""
+        step(self._optimizer, rate, self._options)
+
+    def settle(self) -> None:
+        """Nothing to wait for: see Strategy."""
+
+    @torch.no_grad()
+    def score(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Strategy."""
+        self._network.eval()
+        logits = self._network(inputs)
+        return self._loss(logits, targets), (logits.argmax(dim=-1) == targets).sum()
+
+    def state(self) -> dict[str, Any]:
+        """See Strategy."""
+        return {
+            "network": network_state(self._network, keep=self._ranks.first),
+            "optimizer": optimizer_state(self._network, self._optimizer, keep=self._ranks.first),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See Strategy."""
+        load_network(self._network, state["network"])
+        load_optimizer(self._network, self._optimizer, state["optimizer"])
+
+    def _backward(self, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+        """The gradients of `scale` times the loss through `model`, which is the network or around it; the loss."""
+        model.train()
+        loss = self._loss(model(inputs), targets)
+        (loss * scale).backward()
+        return loss.detach()
+
+
+class Replicated(DataParallel):
+    """Every rank holds the whole model."""
+
+    def __init__(self, network: nn.Module, loss: Loss, options: ObjectiveOptions, ranks: Ranks) -> None:
+        super().__init__(network.to(ranks.device), loss, options, ranks)
+        self._model = DistributedDataParallel(network)
+
+    def add_gradients(self, inputs: torch.Tensor, targets: torch.Tensor, *, scale: float, last: bool) -> torch.Tensor:
+        """See Strategy."""
+        with nullcontext() if last else self._model.no_sync():
+            # DDP averages gradients over the ranks: this factor turns the average into the sum.
+            return self._backward(self._model, inputs, targets, scale * self._ranks.world_size)
+
+
+class Sharded(DataParallel):
+    """Every rank holds a part of every weight, of its gradient and of the optimiser's state.
+
+    The members of `nn.Sequential` and `nn.ModuleList` are gathered one after the other, when it is their turn.
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss, options: ObjectiveOptions, ranks: Ranks) -> None:
+        super().__init__(_sharded(network.to(ranks.device)), loss, options, ranks)
+
+    def add_gradients(self, inputs: torch.Tensor, targets: torch.Tensor, *, scale: float, last: bool) -> torch.Tensor:
+        """See Strategy."""
+        assert isinstance(self._network, FSDPModule)
+        self._network.set_requires_gradient_sync(last)
+        # FSDP averages too.
+        return self._backward(self._network, inputs, targets, scale * self._ranks.world_size)
+
+
+def _sharded(network: nn.Module) -> nn.Module:
+    """The same network with its parameters replaced by their parts. Inner modules come before those around them."""
+    for module in reversed(list(network.modules())):
+        if isinstance(module, nn.Sequential | nn.ModuleList):
+            for member in module:
+                if any(True for _ in member.parameters()):
+                    fully_shard(member)
+    fully_shard(network)
+    return network

@@ -1,0 +1,78 @@
+"""What is saved of a model: whole tensors by name, whatever parts of them the ranks hold.
+
+So a run goes on with another strategy, or on another number of ranks, as well as with its own.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from training.errors import InputError
+
+State = dict[str, Any]
+
+
+def network_state(network: nn.Module, *, keep: bool) -> State:
+    """The network's tensors by name, on the CPU; empty without `keep`. Ranks with parts of them must call it alike."""
+    return _kept({name: _whole(value) for name, value in network.state_dict().items()}, keep=keep)
+
+
+def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, State]:
+    """What the optimiser holds for each of the network's parameters, by the parameter's name; as `network_state`."""
+    found: dict[str, State] = {}
+    for name, parameter in network.named_parameters():
+        if parameter in optimizer.state:
+            held = {key: _whole(value) for key, value in optimizer.state[parameter].items()}
+            found[name] = _kept(held, keep=keep)
+    return found
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _kept(values: State, *, keep: bool) -> State:
+    return {name: value.cpu() if torch.is_tensor(value) else value for name, value in values.items()} if keep else {}
+
+
+def load_network(network: nn.Module, state: State) -> None:
+    """Take over whole tensors, of which this rank may hold parts. Raises InputError for those of another network."""
+    held = network.state_dict()
+    theirs, ours = ({name: tuple(value.shape) for name, value in each.items()} for each in (state, held))
+    if theirs != ours:
+        differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        raise _foreign(differing[0])
+    network.load_state_dict({name: _placed(value, held[name]) for name, value in state.items()})
+
+
+def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, State]) -> None:
+    """Take over what `optimizer_state` gave, for the parameters that this rank's optimiser has."""
+    parameters = dict(network.named_parameters())
+    for name in state:
+        if name not in parameters:
+            raise _foreign(name)
+    mine = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for name, held in state.items():
+        parameter = parameters[name]
+        if parameter in mine:
+            optimizer.state[parameter] = {
+                # Not the count of steps, which optimisers keep on the CPU.
+                key: _placed(value, parameter) if torch.is_tensor(value) and key != "step" else value
+                for key, value in held.items()
+            }
+
+
+def _placed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    value = value.to(like.device)
+    if isinstance(like, DTensor):
+        # Every rank has read the whole: each cuts out its own part, and nothing is sent.
+        return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return value
+
+
+def _foreign(name: str) -> InputError:
+    return InputError(
+        f"the checkpoint is that of another model or version: {name!r} is not in both; submit the job anew"
+    )
