@@ -86,7 +86,9 @@ def started(
     The test holds the store the ranks meet at, as torchrun's own agent does, on a port the kernel chose: no other test
     can take it in between. `attempt` are further variables.
     """
-    store = dist.TCPStore(ADDRESS, 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        ADDRESS, 0, is_master=True, wait_for_workers=False
+    )
     ranks: list[Rank] = []
     try:
         for number in range(world_size):

@@ -70,8 +70,8 @@ def rank(request: dict, stdout: int, stderr: int) -> None:
     runtime.watch_for_stop()
     try:
         code = main(request["words"])
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
         code = 1
     leave(code)
 

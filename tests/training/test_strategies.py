@@ -54,7 +54,7 @@ def close(expected: list[dict[str, float]]) -> list[object]:
 def test_all_follow_one_rank_and_go_on_from_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ERGON_PROGRESS", str(tmp_path / "alone"))
     assert main(WORDS) == 0
-    alone = [line["metrics"] for line in gang.progress(tmp_path / "alone")]
+    alone: list[dict[str, float]] = [line["metrics"] for line in gang.progress(tmp_path / "alone")]  # type: ignore[misc]
 
     def run(name: str, saved_by: str | None = None) -> list[dict[str, float]]:
         """All rounds on the gang `name`, or the last one alone, after what `saved_by` had saved before it."""
