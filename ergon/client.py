@@ -39,7 +39,7 @@ from protocol.jobs import (
     OutputList,
     PriorityChange,
 )
-from protocol.nodes import DrainRequest, NodePage, NodeView
+from protocol.nodes import DrainRequest, NodePage, NodeView, SwitchOnRequest
 from protocol.reports import AllocationReport
 from protocol.states import FINAL_JOB_STATES, JobState
 
@@ -301,6 +301,14 @@ class Client:
     def confirm_down(self, name: str) -> NodeView:
         """Say that a node which is not heard of is off: its jobs run again elsewhere at once. Administrators only."""
         return self._node_action(name, "confirm-down")
+
+    def switch_on(self, name: str, *, keep: bool = False) -> NodeView:
+        """Switch a node on that is off or lost; with `keep` no plan switches it off again. Administrators only."""
+        return self._node_action(name, "on", SwitchOnRequest(keep=keep).model_dump_json())
+
+    def switch_off(self, name: str) -> NodeView:
+        """Switch a node off as soon as nothing runs there any more, and leave it off. Administrators only."""
+        return self._node_action(name, "off")
 
     def drain(self, name: str, *, deadline_s: float) -> NodeView:
         """Keep new work away from a node; what still runs there after `deadline_s` is stopped and requeued.

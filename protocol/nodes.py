@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, field_validator
 
 from protocol.base import Count, Index, Kind, Message, Name, Seconds, Text, View, at_most, example
 from protocol.jobs import MAX_MEMORY_BYTES
-from protocol.states import DeviceCondition, NodeState
+from protocol.states import DeviceCondition, NodeState, PowerState
 
 MAX_REASON = 500
 """Characters of the reason why a device is unfit."""
@@ -140,8 +140,27 @@ class NodeView(View):
         default=None, description="Why the service closed it to new work by itself; `uncordon` opens it again."
     )
     drain_at: datetime | None = Field(default=None, description="When what still runs there is stopped and requeued.")
+    power: PowerState = Field(default=PowerState.ON, description="As far as the service switches it.")
+    power_since: datetime | None = Field(
+        default=None, description="When it came into that state; absent for a node that was never switched."
+    )
+    power_kept: Literal["on", "off"] | None = Field(
+        default=None, description="An administrator's word: no plan switches it off, or on."
+    )
+    power_fault: str | None = Field(
+        default=None,
+        description="Why switching it failed last, if it has not worked since.",
+    )
     registered_at: datetime
     last_seen_at: datetime
+
+
+class SwitchOnRequest(Message):
+    """Switch a node on."""
+
+    model_config = example(keep=True)
+
+    keep: bool = Field(default=False, description="Whether it stays on whatever the plans say.")
 
 
 class DrainRequest(Message):

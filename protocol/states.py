@@ -62,6 +62,15 @@ class NodeState(StrEnum):
     LOST = "lost"
 
 
+class PowerState(StrEnum):
+    """Whether a node is switched on, as far as the service switches it. One that nobody switches is `on`."""
+
+    ON = "on"
+    SUSPENDING = "suspending"  # closed to new work; its hook switches it off, and its agent falls silent
+    OFF = "off"
+    BOOTING = "booting"  # its hook switches it on; it is on once its agent is heard
+
+
 class DeviceCondition(StrEnum):
     """Whether a device can get work, apart from who holds it."""
 

@@ -107,6 +107,16 @@ def free_devices(node: Node) -> Counter[str]:
     return Counter(device.kind for device in node.devices if device.free == WHOLE_DEVICE)
 
 
+def is_empty(node: Node) -> bool:
+    """Whether nothing runs on the node or holds any of it."""
+    return (
+        node.busy_s == 0
+        and sum(free_devices(node).values()) == len(node.devices)
+        and node.free_millicores == node.cpu_millicores
+        and node.free_memory_bytes == node.memory_bytes
+    )
+
+
 def can_contain(place: Room | Node, shape: Shape) -> bool:
     """Whether a container can run there, if the shape needs one."""
     return not (shape.in_container and place.container_fault)

@@ -16,7 +16,7 @@ Sources, by the tag used below:
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from scheduler.problem import CPU_KIND, WHOLE_DEVICE, Node, NodePower, Shape
@@ -234,6 +234,11 @@ def node_power(inventory: Inventory, *, boot_s: float = BOOT_S) -> NodePower:
     idle = sum(device_power(device.kind, device.limit_w).bare_idle_w for device in inventory.devices)
     base = host_base_w(inventory) + idle
     return NodePower(base_w=base, off_w=min(OFF_W, base), boot_s=boot_s, boot_j=BOOT_SHARE * base * boot_s)
+
+
+def boots_in(power: NodePower, boot_s: float) -> NodePower:
+    """The same node if a boot takes `boot_s`, in s."""
+    return replace(power, boot_s=boot_s, boot_j=BOOT_SHARE * power.base_w * boot_s)
 
 
 def default_wait_w(shapes: Sequence[Shape], nodes: Sequence[Node]) -> float:

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from scheduler.candidates import Candidates, Choices, find_candidates, pools, to_placements
 from scheduler.exact import best_start
-from scheduler.feasibility import free_devices, survey, why_impossible, why_not_now
+from scheduler.feasibility import is_empty, survey, why_impossible, why_not_now
 from scheduler.first_fit import first_fit
 from scheduler.greedy import complete
 from scheduler.moving import FULL, Mover
 from scheduler.objective import evaluate, on_time_s, stakes, waiting
 from scheduler.packing import Packer
 from scheduler.plan import Outcome, Placement, Plan, PowerStep, Verdict
-from scheduler.problem import Budget, Job, Node, Problem
+from scheduler.problem import Budget, Job, Problem
 from scheduler.repack import repack
 from scheduler.reserve import Kept
 from scheduler.search import Allowance, search
@@ -247,15 +247,6 @@ def _power_steps(problem: Problem, placements: Sequence[Placement]) -> tuple[Pow
         if not node.on and node.id in ends:
             costs_j = node.power.boot_j + rate_w * on_time_s(node, ends, problem.horizon_s)
             steps.append(PowerStep(node=node.id, on=True, saves_j=-problem.pue * costs_j))
-        elif node.on and node.can_switch and node.open and node.id not in ends and _empty(node):
+        elif node.on and node.can_switch and node.open and node.id not in ends and is_empty(node):
             steps.append(PowerStep(node=node.id, on=False, saves_j=problem.pue * rate_w * problem.horizon_s))
     return tuple(steps)
-
-
-def _empty(node: Node) -> bool:
-    return (
-        node.busy_s == 0
-        and sum(free_devices(node).values()) == len(node.devices)
-        and node.free_millicores == node.cpu_millicores
-        and node.free_memory_bytes == node.memory_bytes
-    )

@@ -12,7 +12,8 @@ class Alarm(StrEnum):
     """Kinds of alarms."""
 
     NODES_SILENT = "nodes_silent"  # most nodes are silent at once, so none is given up
-    NODE_CLOSED = "node_closed"  # attempts could not start on the node, so it gets no more
+    NODE_CLOSED = "node_closed"  # attempts could not start on the node, or it did not boot, so it gets no more
+    HOOK_FAILED = "hook_failed"  # the command that switches a node off or on fails
 
 
 def list_page(tx: Connection, *, after: str, limit: int) -> AlarmPage:

@@ -23,6 +23,7 @@ from service import submission
 from service.auth import Person
 from service.cycle.problem import planned_job, read_problem, verdict_view
 from service.dependencies import Waits
+from service.power_pools import PowerPool
 
 LAST = 2**62
 """Order of arrival of a job that comes after all that are there."""
@@ -48,6 +49,7 @@ def read(
     queues: Sequence[str],
     pue: float,
     overtaken_s: float,
+    pools: Sequence[PowerPool],
     now: datetime,
 ) -> DryRun:
     """Check the specs as at submission, and read what they would meet. `tx` must be one snapshot.
@@ -56,7 +58,7 @@ def read(
     """
     prefixes = [f"jobs.{index}." for index in range(len(specs))]
     waits = submission.check(tx, person, specs, prefixes=prefixes, queues=queues, lock=False)
-    problem, _ = read_problem(tx, pue=pue, overtaken_s=overtaken_s, now=now)
+    problem, _ = read_problem(tx, pue=pue, overtaken_s=overtaken_s, now=now, pools=pools)
     asked = [
         planned_job(spec, problem.nodes, job_id=f"asked-{index}", order=LAST + index)
         for index, spec in enumerate(specs)

@@ -1,20 +1,23 @@
 """Taking nodes out of use and back: cordon keeps new work away, drain also ends what runs there by a deadline.
 
-And an administrator's word that a node which is not heard of is down.
+And an administrator's word that a node which is not heard of is down, or is to be switched off or on.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
 from protocol.nodes import NodeView
-from protocol.states import Desired, EndReason, NodeState
-from service import attempts, nodes
+from protocol.states import Desired, EndReason, NodeState, PowerState
+from service import attempts, nodes, power
 from service.alarms import Alarm
 from service.auth import Person
 from service.cycle.leases import QUIET_S
-from service.db import notify
-from service.refusals import NodeHeard, UnknownNode
+from service.db import Record, notify
+from service.power_pools import PowerPool, pool_of
+from service.power_states import Event
+from service.refusals import NodeHeard, NotSwitchable, UnknownNode
 from service.store import alarms as alarm_store
 from service.store import attempts as attempt_store
 from service.store import nodes as store
@@ -73,15 +76,59 @@ def confirm_down(tx: Connection, person: Person, name: str, *, max_attempts: int
         UnknownNode: there is none of this name.
         NodeHeard: it is not down.
     """
-    node = store.find_node(tx, name, lock=True)
-    if node is None:
-        raise UnknownNode(f"there is no node {name!r}; `ergon nodes` lists them")
+    node = _locked(tx, name)
     silent_s = (now - node.last_seen_at).total_seconds()
     if node.state == NodeState.READY.value and silent_s < QUIET_S:
         raise NodeHeard(f"node {name!r} was heard {max(0, silent_s):.0f} s ago; `ergon node drain {name}` empties it")
     nodes.lose(tx, name, last_seen_at=node.last_seen_at, max_attempts=max_attempts, now=now)
     attempts.lose_node(tx, name, release=True, max_attempts=max_attempts, now=now)
     return nodes.get(tx, person, name)
+
+
+def switch_on(
+    tx: Connection, person: Person, name: str, *, pools: Sequence[PowerPool], keep: bool, now: datetime
+) -> NodeView:
+    """Switch the node on if it is off or lost. With `keep` no plan switches it off again; without, plans may.
+
+    Raises:
+        UnknownNode: there is none of this name.
+        NotSwitchable: it belongs to no pool, or is just going off.
+    """
+    node = _switchable(tx, name, pools)
+    if node.power == PowerState.SUSPENDING.value:
+        raise NotSwitchable(f"node {name!r} is just going off; say it again when it is off")
+    store.change_node(tx, name, power_kept=PowerState.ON.value if keep else None, hook_retry_at=None)
+    if node.power == PowerState.OFF.value or node.state == NodeState.LOST.value:
+        power.happen(tx, node, Event.CALL, now=now)
+    notify(tx, "cycle")
+    return nodes.get(tx, person, name)
+
+
+def switch_off(tx: Connection, person: Person, name: str, *, pools: Sequence[PowerPool]) -> NodeView:
+    """Keep new work away from the node, have it switched off when nothing runs there any more, and leave it off.
+
+    Raises:
+        UnknownNode: there is none of this name.
+        NotSwitchable: it belongs to no pool.
+    """
+    _switchable(tx, name, pools)
+    store.change_node(tx, name, power_kept=PowerState.OFF.value, hook_retry_at=None)
+    notify(tx, "cycle")
+    return nodes.get(tx, person, name)
+
+
+def _switchable(tx: Connection, name: str, pools: Sequence[PowerPool]) -> Record:
+    node = _locked(tx, name)
+    if pool_of(pools, name) is None:
+        raise NotSwitchable(f"node {name!r} is in no pool of ERGON_POWER_POOLS, so nothing says how to switch it")
+    return node
+
+
+def _locked(tx: Connection, name: str) -> Record:
+    node = store.find_node(tx, name, lock=True)
+    if node is None:
+        raise UnknownNode(f"there is no node {name!r}; `ergon nodes` lists them")
+    return node
 
 
 def _change(tx: Connection, person: Person, name: str, **values: object) -> NodeView:

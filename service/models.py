@@ -116,8 +116,22 @@ nodes = Table(
     Column("state_folder", Text, nullable=True),
     # When what runs there is stopped; only on a node that is cordoned, and never after it is opened again.
     _time("drain_at", nullable=True),
+    # Whether it is switched on, as far as the service switches it, and since when; null for one never switched.
+    Column("power", Text, nullable=False, server_default="on"),
+    _time("power_since", nullable=True),
+    # An administrator's word, which outlives all plans: it stays on, or it stays off.
+    Column("power_kept", Text, nullable=True),
+    # The command that switches it: while it runs; once it ended well in the present state; when it is tried again.
+    _time("hook_began_at", nullable=True),
+    _time("hook_ended_at", nullable=True),
+    _time("hook_retry_at", nullable=True),
+    # Failures in a row, and what the latest said.
+    Column("hook_failures", Integer, nullable=False, server_default="0"),
+    Column("hook_error", Text, nullable=True),
     _time("registered_at"),
     _time("last_seen_at"),
+    CheckConstraint("power IN ('on', 'suspending', 'off', 'booting')", name="power"),
+    CheckConstraint("power_kept IN ('on', 'off')", name="power_kept"),
     CheckConstraint("drain_at IS NULL OR cordoned", name="drain"),
     CheckConstraint("closed_because IS NULL OR cordoned", name="closed_because"),
     CheckConstraint("state IN ('ready', 'lost')", name="state"),
@@ -151,6 +165,20 @@ node_sessions = Table(
     _time("started_at"),
     _time("ended_at", nullable=True),
     Index("node_sessions_open_key", "node_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+)
+
+# When a node was not on: on its way off, off, on its way on. Reports price it, and boots are counted by it.
+power_spells = Table(
+    "power_spells",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("node_id", Text, ForeignKey("nodes.id"), nullable=False),
+    Column("state", Text, nullable=False),
+    _time("began_at"),
+    _time("ended_at", nullable=True),
+    CheckConstraint("state IN ('suspending', 'off', 'booting')", name="state"),
+    Index("power_spells_open_key", "node_id", unique=True, postgresql_where=text("ended_at IS NULL")),
+    Index("power_spells_began_at_idx", "began_at"),
 )
 
 # What an administrator should look at, as long as it lasts. `subject` is a node, or empty.
@@ -289,6 +317,7 @@ members = Table(
     UniqueConstraint("attempt_id", "node_id"),
     CheckConstraint("state IN ('granted', 'starting', 'running', 'stopping', 'ended')", name="state"),
     Index("members_held_idx", "node_id", postgresql_where=text("released_at IS NULL")),
+    Index("members_released_at_idx", "released_at"),
 )
 
 # A hold on thousandths of a device: `span` is [1000 * seq + first, 1000 * seq + last). The exclusion constraint makes

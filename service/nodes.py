@@ -10,10 +10,11 @@ from protocol.states import AttemptState, NodeState
 from protocol.sync import RegisterRequest, RegisterResponse
 from protocol.version import why_mismatched
 from scheduler.power import InstalledDevice, Inventory, node_power
-from service import attempts, fencing, views
+from service import attempts, fencing, power, views
 from service.auth import Person
 from service.cycle.leases import QUIET_S
 from service.db import Record, notify
+from service.power_states import Event
 from service.refusals import AnotherMachine, DeviceTaken, ProtocolMismatch, UnknownNode
 from service.store import attempts as attempt_store
 from service.store import nodes as store
@@ -69,6 +70,7 @@ def register(
         values |= {"report_seq": 0, "samples_taken": 0}
         store.close_session(tx, name, ended_at=node.last_seen_at)
         store.change_node(tx, name, incarnation=incarnation, **values)
+        power.happen(tx, node, Event.HEARD, now=now)
         if node.boot_id != report.boot_id:
             attempts.lose_node(tx, name, release=True, max_attempts=max_attempts, now=now)
     store.offer_devices(tx, name, [_device_row(device) for device in report.devices])

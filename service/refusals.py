@@ -48,6 +48,12 @@ class NodeHeard(Refusal):
     title = "The node is not down"
 
 
+class NotSwitchable(Refusal):
+    status = 409
+    kind = "not-switchable"
+    title = "The node cannot be switched now"
+
+
 class StaleReport(Refusal):
     status = 410
     kind = "stale-report"

@@ -34,6 +34,7 @@ def sweep(engine: Engine, settings: Settings, blobs: Blobs, *, now: datetime) ->
             store.forget_samples(tx, bulk, ROWS_AT_ONCE),
             store.forget_cycles(tx, bulk, JOBS_AT_ONCE),
             store.forget_sessions(tx, records, ROWS_AT_ONCE),
+            store.forget_spells(tx, records, ROWS_AT_ONCE),
         ]
         store.forget_keys(tx, now - KEYS_KEPT)
     if trimmed or forgotten:

@@ -11,6 +11,7 @@ from protocol.base import Name
 from protocol.environment import PREFIX, SERVICE_VARIABLES, unknown_variables
 from protocol.faults import in_words
 from scheduler.reserve import OVERTAKEN_S
+from service.power_pools import PowerPool, read_pools
 
 
 class SettingsError(ValueError):
@@ -27,6 +28,10 @@ def default_data_dir(environment: Mapping[str, str]) -> Path:
 
 def _split(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _read_pools(value: object) -> object:
+    return read_pools(Path(value)) if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -49,6 +54,7 @@ class Settings(BaseModel):
     max_attempts: int = Field(default=5, ge=1, le=1_000)
     overtaken_s: float = Field(default=OVERTAKEN_S, ge=0.0, le=31_536_000.0)
     moves_per_job: float = Field(default=0.1, ge=0.0, le=100.0)
+    power_pools: Annotated[tuple[PowerPool, ...], BeforeValidator(_read_pools)] = ()
     keep_output_days: float = Field(default=30.0, gt=0.0, le=36_500.0)
     keep_records_days: float = Field(default=400.0, gt=0.0, le=36_500.0)
     checkpoint_quota_bytes: int = Field(default=1 << 40, ge=0, le=1 << 60)

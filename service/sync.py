@@ -12,8 +12,9 @@ from protocol.nodes import PowerSample
 from protocol.progress import ProgressLine
 from protocol.states import AttemptState, Desired, NodeState
 from protocol.sync import Assignment, DeviceGrant, MemberReport, StreamChunk, SyncRequest, SyncResponse
-from service import attempts, nodes
+from service import attempts, nodes, power
 from service.db import Record, notify
+from service.power_states import Event
 from service.refusals import StaleIncarnation, StaleReport, UnknownIncarnation
 from service.store import attempts as attempt_store
 from service.store import jobs as job_store
@@ -156,6 +157,7 @@ def _mark(row: Record) -> CheckpointMark | None:
 
 def _welcome_back(tx: Connection, node: Record, *, now: datetime) -> None:
     node_store.change_node(tx, node.id, state=NodeState.READY.value)
+    power.happen(tx, node, Event.HEARD, now=now)
     devices = node_store.list_devices(tx, node.id)
     base_w = node_store.current_base_w(tx)[node.id]
     node_store.open_session(tx, node_id=node.id, num_devices=len(devices), base_w=base_w, now=now)

@@ -6,6 +6,7 @@ from protocol.jobs import Reason, VerdictView
 
 NOT_WEIGHED_YET = Reason(code="not_weighed_yet", message="the next planning cycle weighs it")
 ROOM_IS_MADE = Reason(code="room_is_made", message="jobs are moved away to make room for it; it starts when they have")
+NODES_BOOT = Reason(code="nodes_boot", message="nodes are switched on for it; it starts when their agents are heard")
 MAY_RUN_UNHEARD = Reason(
     code="held",
     message="with `on_disconnect: wait` it may run on a node that the restored service has not heard: once every node "

@@ -144,6 +144,10 @@ def node(row: Record, devices: Sequence[Record], holders: Mapping[str, Sequence[
         cordoned=row.cordoned,
         closed_because=row.closed_because,
         drain_at=row.drain_at,
+        power=row.power,
+        power_since=row.power_since,
+        power_kept=row.power_kept,
+        power_fault=row.hook_error,
         registered_at=row.registered_at,
         last_seen_at=row.last_seen_at,
     )

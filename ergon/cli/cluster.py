@@ -34,6 +34,8 @@ def nodes(as_json: Json = False) -> None:
         ("NODE", "STATE", "DEVICES", ">HELD", ">CORES", ">MEMORY", "LIMITS", "CONTAINERS", ">BASE W", "LAST SEEN"), rows
     )
     for node in found:
+        if node.power_fault:
+            note(f"{node.name} could not be switched: {node.power_fault}")
         for device in node.devices:
             if device.reason:
                 note(f"{node.name}: {device.kind} {device.index} ({device.id}) is {device.condition}: {device.reason}")

@@ -8,6 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from sqlalchemy import text
 
 from protocol.accounts import IdentityView, ServiceView
+from protocol.states import PowerState
 from protocol.version import PROTOCOL_VERSION
 from service.alarms import Alarm
 from service.api.deps import PartsDep, PersonDep
@@ -21,6 +22,8 @@ from service.store import jobs as job_store
 from service.store import nodes as node_store
 
 router = APIRouter(tags=["service"])
+
+SWITCHED = (PowerState.SUSPENDING, PowerState.OFF, PowerState.BOOTING)
 
 
 @router.get("/livez", responses=PUBLIC_RESPONSES)
@@ -54,17 +57,19 @@ def metrics(parts: PartsDep, person: PersonDep) -> Response:
     """State of the cluster for Prometheus. No names of users, jobs or nodes."""
     with snapshot(parts.engine) as tx:
         jobs = job_store.count_by_state(tx)
-        nodes = node_store.count_by_state(tx)
+        nodes = node_store.count_by_condition(tx)
         devices = node_store.list_devices(tx)
+        counts = node_store.count_devices(tx)
         held = {row.device_id for row in attempt_store.held_devices(tx)}
         cycles = cycle_store.list_cycles(tx, before=None, limit=1)
         alarms = alarm_store.count_by_kind(tx)
         leader = cycle_store.read_leadership(tx)
     registry = CollectorRegistry()
     _gauge(registry, "ergon_jobs", "Jobs by state.", "state", jobs)
-    _gauge(registry, "ergon_nodes", "Nodes by state.", "state", nodes)
+    _gauge(registry, "ergon_nodes", "Nodes by state, or by power state while they are not on.", "state", nodes)
     unfit = sum(row.unfit_reason is not None and row.id not in held for row in devices)
-    uses = {"allocated": len(held), "unfit": unfit, "idle": len(devices) - len(held) - unfit}
+    off = sum(row.devices for row in counts if row.condition in SWITCHED and not row.held)
+    uses = {"allocated": len(held), "unfit": unfit, "off": off, "idle": max(0, len(devices) - len(held) - unfit - off)}
     _gauge(registry, "ergon_devices", "Devices by use.", "use", uses)
     _gauge(
         registry,

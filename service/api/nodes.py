@@ -4,11 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from protocol.nodes import DrainRequest, NodePage, NodeView
+from protocol.nodes import DrainRequest, NodePage, NodeView, SwitchOnRequest
 from service import maintenance, nodes
 from service.api.deps import AdminDep, PartsDep, PersonDep
 from service.api.errors import RESPONSES, refused
-from service.refusals import NodeHeard, UnknownNode
+from service.refusals import NodeHeard, NotSwitchable, UnknownNode
 
 router = APIRouter(prefix="/v1/nodes", tags=["nodes"], responses=RESPONSES)
 
@@ -67,3 +67,24 @@ def drain_node(name: Name, request: DrainRequest, parts: PartsDep, person: Admin
     """
     with parts.engine.begin() as tx:
         return maintenance.drain(tx, person, name, deadline_s=request.deadline_s, now=parts.now())
+
+
+@router.post("/{name}/on", responses=refused(UnknownNode, NotSwitchable))
+def switch_node_on(name: Name, request: SwitchOnRequest, parts: PartsDep, person: AdminDep) -> NodeView:
+    """Switch the node on if it is off or lost; plans may switch it off again unless it is kept on.
+
+    Administrators only. The node must be in a pool of `ERGON_POWER_POOLS`.
+    """
+    with parts.engine.begin() as tx:
+        pools = parts.settings.power_pools
+        return maintenance.switch_on(tx, person, name, pools=pools, keep=request.keep, now=parts.now())
+
+
+@router.post("/{name}/off", responses=refused(UnknownNode, NotSwitchable))
+def switch_node_off(name: Name, parts: PartsDep, person: AdminDep) -> NodeView:
+    """Keep new work away from the node, switch it off when nothing runs there any more, and leave it off.
+
+    Administrators only. The node must be in a pool of `ERGON_POWER_POOLS`.
+    """
+    with parts.engine.begin() as tx:
+        return maintenance.switch_off(tx, person, name, pools=parts.settings.power_pools)

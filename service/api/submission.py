@@ -58,6 +58,7 @@ def try_out(request: DryRunRequest, parts: PartsDep, person: PersonDep) -> DryRu
             queues=parts.settings.queues,
             pue=parts.settings.pue,
             overtaken_s=parts.settings.overtaken_s,
+            pools=parts.settings.power_pools,
             now=parts.now(),
         )
     return dry_run.weigh(run)

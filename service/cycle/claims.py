@@ -1,8 +1,9 @@
-"""Places that a plan has given and that are not free yet: a move takes two steps.
+"""Places that a plan has given and that are not free yet: a move takes two steps, and so does a start on a node that
+boots.
 
-First jobs are stopped. What is to start in the room that they leave, themselves elsewhere and others where they were,
-claims its place until its devices are free. Claims are in the leader's memory only: if that is lost, the jobs are
-planned like any other that waits.
+First jobs are stopped, or nodes are switched on. What is to start in the room that jobs leave, themselves elsewhere and
+others where they were, claims its place until its devices are free; what is to start on a node that boots, until it is
+on. Claims are in the leader's memory only: if that is lost, the jobs are planned like any other that waits.
 """
 
 from collections import Counter
@@ -21,12 +22,20 @@ MOST_AT_ONCE = 15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A place that will be free. `epoch` is the job's latest attempt when it was given; `since_s` when that was."""
+    """A place that will be free. `epoch` is the job's latest attempt when it was given; `since_s` when that was.
+
+    `boots`: it waits for nodes to boot, which has a limit of its own (`PowerPool.boot_limit_s`).
+    """
 
     placement: Placement
     shape: Shape
     epoch: int
     since_s: float
+    boots: bool = False
+
+    @property
+    def nodes(self) -> set[str]:
+        return {member.node for member in self.placement.members}
 
     @property
     def job(self) -> str:
@@ -64,17 +73,20 @@ def without(nodes: Sequence[Node], claims: Sequence[Claim]) -> tuple[Node, ...]:
     devices: Counter[str] = Counter()
     millicores: Counter[str] = Counter()
     memory: Counter[str] = Counter()
+    busy_s: dict[str, float] = {}
     for claim in claims:
         for member in claim.placement.members:
             devices.update(dict.fromkeys(member.devices, claim.shape.share))
             millicores[member.node] += claim.shape.millicores
             memory[member.node] += claim.shape.memory_bytes
+            busy_s[member.node] = max(busy_s.get(member.node, 0.0), claim.shape.run_s)
     return tuple(
         replace(
             node,
             free_millicores=max(0, node.free_millicores - millicores[node.id]),
             free_memory_bytes=max(0, node.free_memory_bytes - memory[node.id]),
             devices=tuple(replace(device, free=max(0, device.free - devices[device.id])) for device in node.devices),
+            busy_s=max(node.busy_s, busy_s[node.id]),
         )
         if node.id in millicores
         else node

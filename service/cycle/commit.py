@@ -5,13 +5,14 @@ from datetime import datetime
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from protocol.states import AttemptState, Desired, EndReason, JobState, NodeState
+from protocol.states import AttemptState, Desired, EndReason, JobState, NodeState, PowerState
 from scheduler.plan import Placement
 from scheduler.problem import Shape
-from service import attempts
+from service import attempts, power
 from service.cycle.problem import Seen
-from service.db import notify
+from service.db import Record, notify
 from service.ids import NewId
+from service.power_states import Event
 from service.store import arrays as array_store
 from service.store import attempts as attempt_store
 from service.store import cycles as cycle_store
@@ -50,6 +51,8 @@ def commit_gang(
     for row in rows:
         if row.state != NodeState.READY.value or row.cordoned or row.incarnation != seen.incarnations[row.id]:
             raise Overtaken(f"node {row.id} is not as the plan saw it")
+        if row.power != PowerState.ON.value or row.power_kept == PowerState.OFF.value:
+            raise Overtaken(f"node {row.id} is off or to go off")
         millicores, memory_bytes = attempt_store.held_on_node(tx, row.id)
         if millicores + shape.millicores > row.millicores or memory_bytes + shape.memory_bytes > row.memory_bytes:
             raise Overtaken(f"node {row.id} has no room left")
@@ -108,3 +111,47 @@ def commit_move(tx: Connection, placement: Placement, *, term: int, now: datetim
     job_store.add_event(tx, placement.job, kind="moving", now=now, epoch=attempt.epoch, nodes=names)
     attempts.stop(tx, attempt, EndReason.MOVED, now=now)
     return attempt.epoch
+
+
+def commit_off(tx: Connection, node_id: str, *, term: int, now: datetime) -> None:
+    """Close an empty node, so that it can be switched off.
+
+    Args:
+        tx: a transaction of its own; on an exception the caller must roll it back.
+
+    Raises:
+        TermOver: another process leads.
+        Overtaken: it is not on, is to stay on, or an attempt holds some of it.
+    """
+    row = _locked_node(tx, node_id, term)
+    if row.power != PowerState.ON.value or row.power_kept == PowerState.ON.value:
+        raise Overtaken(f"node {node_id} is not as the plan saw it")
+    if attempt_store.held_members(tx, node_id):
+        raise Overtaken(f"node {node_id} is not empty any more")
+    power.happen(tx, row, Event.CLOSE, now=now)
+
+
+def commit_boot(tx: Connection, node_id: str, *, term: int, now: datetime) -> None:
+    """Have a node switched on. One that boots already, or is on, is as good.
+
+    Args:
+        tx: a transaction of its own; on an exception the caller must roll it back.
+
+    Raises:
+        TermOver: another process leads.
+        Overtaken: it is closed to new work, or on its way off.
+    """
+    row = _locked_node(tx, node_id, term)
+    if row.cordoned or row.power_kept == PowerState.OFF.value or row.power == PowerState.SUSPENDING.value:
+        raise Overtaken(f"node {node_id} is not as the plan saw it")
+    if row.power == PowerState.OFF.value:
+        power.happen(tx, row, Event.CALL, now=now)
+
+
+def _locked_node(tx: Connection, node_id: str, term: int) -> Record:
+    if cycle_store.guard_term(tx, term) is None:
+        raise TermOver(f"term {term} is over")
+    row = node_store.find_node(tx, node_id, lock=True)
+    if row is None:
+        raise Overtaken(f"node {node_id} is gone")
+    return row

@@ -6,7 +6,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -14,7 +14,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from protocol.states import NodeState
+from protocol.jobs import Reason
+from protocol.states import NodeState, PowerState
 from scheduler import codec
 from scheduler.demand import Outlook
 from scheduler.learning import outlook_of_past
@@ -26,12 +27,14 @@ from service import maintenance, nodes, verdicts
 from service.alarms import Alarm
 from service.cycle.claims import Allowance, Claim, not_yet
 from service.cycle.commit import Overtaken, TermOver, commit_gang, commit_move
+from service.cycle.hooks import HookProcesses, Hooks
 from service.cycle.leadership import RENEW_S, Leadership
 from service.cycle.leases import Leases, Silence
 from service.cycle.outlook import LEARN_EVERY_S, Learn, foresees, read_past
 from service.cycle.problem import Seen, read_problem, standing, verdict_view
 from service.cycle.running import read_running
 from service.cycle.solver import SolverProcess
+from service.cycle.switching import Spare, Switching, may_go, read_spares, to_warm_up
 from service.db import snapshot
 from service.ids import NewId
 from service.settings import Settings
@@ -64,6 +67,7 @@ class Cycle:
         now: the time in UTC, for records.
         clock_s: a clock that never goes back and counts while the machine sleeps, in s.
         learn: the outlook after past jobs.
+        hooks: runs the commands that switch nodes.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Cycle:
         clock_s: Callable[[], float],
         new_id: NewId,
         learn: Learn = outlook_of_past,
+        hooks: Hooks | None = None,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -97,6 +102,13 @@ class Cycle:
         self._outlook: tuple[Outlook, ...] = ()
         self._allowance = Allowance(settings.moves_per_job)
         self._claims: list[Claim] = []
+        self._switching = Switching(
+            engine,
+            settings.power_pools,
+            hooks or HookProcesses(clock_s),
+            now=now,
+            max_attempts=settings.max_attempts,
+        )
 
     def step(self, *, woken: bool) -> None:
         """One turn: lead, expire, and plan if something has changed or jobs have waited for a tick.
@@ -107,15 +119,17 @@ class Cycle:
         if self._term is None or self._stepped_at - self._led_at >= HOUSEKEEPING_S:
             woken |= self._lead()
             if self._term is None:
+                self._switching.stop()
                 return
             self._expire()
-        if woken or self._clock_s() - self._planned_at >= self._settings.tick_s:
-            self._planned_at = self._clock_s()
-            try:
+        try:
+            self._switching.tend(self._term)
+            if woken or self._clock_s() - self._planned_at >= self._settings.tick_s:
+                self._planned_at = self._clock_s()
                 self._plan(self._term)
-            except TermOver as over:
-                log.warning("the plan is dropped: %s", over)
-                self._term = None
+        except TermOver as over:
+            log.warning("the plan is dropped: %s", over)
+            self._term = None
 
     @property
     def leads(self) -> bool:
@@ -129,6 +143,7 @@ class Cycle:
 
     def resign(self) -> None:
         """Stop leading, if we do."""
+        self._switching.stop()
         self._leadership.resign()
 
     def _lead(self) -> bool:
@@ -147,7 +162,12 @@ class Cycle:
         with snapshot(self._engine) as tx:
             rows = node_store.list_nodes(tx)
             overdue = node_store.overdue_drains(tx, self._now())
-        contacts = {row.id: row.last_seen_at for row in rows if row.state == NodeState.READY.value}
+        # A node that is switched off falls silent, and is not lost.
+        contacts = {
+            row.id: row.last_seen_at
+            for row in rows
+            if row.state == NodeState.READY.value and row.power == PowerState.ON.value
+        }
         before, self._silence = self._silence, self._leases.look(contacts, self._clock_s())
         if self._silence.doubted != before.doubted:
             self._doubt(len(contacts))
@@ -197,7 +217,9 @@ class Cycle:
                 quiet=self._silence.quiet,
                 now=at,
                 claims=self._claims,
+                pools=self._settings.power_pools,
             )
+            spares = read_spares(tx, problem, self._settings.power_pools, now=at)
             self._allowance.note(problem.jobs)
             moves = self._allowance.left > 0 and not self._claims and attempt_store.any_may_move(tx)
             if learns or self._outlook or moves:
@@ -209,7 +231,8 @@ class Cycle:
         if learns:
             self._learned_at = self._clock_s()
             self._outlook = self._learn(past.problem, past.before, past.lately) if past else ()
-        if not problem.jobs:
+        if not problem.jobs and not may_go(spares, at):
+            self._switching.boot(to_warm_up(problem, spares, self._settings.power_pools), term)
             return
         # 3. Say what is expected to come and how many jobs may move, and solve in the child.
         solve_started_s = time.perf_counter()
@@ -220,11 +243,13 @@ class Cycle:
         if violations := verify(problem, plan):
             log.error("the plan breaks the rules and is dropped: %s", "; ".join(map(str, violations)))
             return
-        # 5. Stop what moves, and commit the others gang by gang.
+        # 5. Switch nodes on, stop what moves, commit the others gang by gang, and close the nodes that are to go off.
         commit_started_s = time.perf_counter()
-        late = not_yet(problem, plan)
+        late = dict.fromkeys(not_yet(problem, plan), verdicts.ROOM_IS_MADE)
+        late |= dict.fromkeys(self._boot(problem, plan, seen, term), verdicts.NODES_BOOT)
         self._move(problem, plan, seen, late, term)
         overtaken = self._commit(problem, plan, seen, late, term)
+        self._switch(problem, plan, spares, at, term)
         # 6. Record everything the plan was made from, and what came of it.
         self._record(
             problem,
@@ -254,16 +279,48 @@ class Cycle:
     def _take_up(self, seen: Seen, term: int) -> None:
         """Start the jobs whose claims have become free."""
         for claim in [claim for claim in self._claims if claim.job in seen.versions]:
+            if claim.nodes & seen.asleep:
+                continue
             with contextlib.suppress(Overtaken):  # others have not left yet
+                if claim.boots:
+                    self._claims.remove(claim)  # its nodes are on: if it cannot start now, it is planned anew
                 self._grant(claim.placement, claim.shape, seen, term)
-                self._claims.remove(claim)
+                if not claim.boots:
+                    self._claims.remove(claim)
                 said = verdict_view(Verdict(job=claim.job, outcome=Outcome.PLACED), cycle=None).model_dump(mode="json")
                 with self._engine.begin() as tx:
                     job_store.set_verdicts(
                         tx, [job_store.Verdict(job=claim.job, seen=seen.versions[claim.job], placed=True, said=said)]
                     )
 
-    def _move(self, problem: Problem, plan: Plan, seen: Seen, late: set[str], term: int) -> None:
+    def _boot(self, problem: Problem, plan: Plan, seen: Seen, term: int) -> set[str]:
+        """Have the nodes switched on that the plan starts jobs on; the jobs that wait for nodes to boot."""
+        refused = self._switching.boot([step.node for step in plan.power_steps if step.on], term)
+        shapes = {job.id: job.shapes for job in problem.jobs}
+        late: set[str] = set()
+        for placement in plan.placements:
+            claim = Claim(
+                placement=placement,
+                shape=shapes[placement.job][placement.shape],
+                epoch=seen.epochs[placement.job],
+                since_s=self._clock_s(),
+                boots=True,
+            )
+            if claim.nodes & seen.asleep and not claim.nodes & refused:
+                self._claims.append(claim)
+                late.add(placement.job)
+        return late
+
+    def _switch(self, problem: Problem, plan: Plan, spares: tuple[Spare, ...], at: datetime, term: int) -> None:
+        """Have the nodes switched off that the plan does not need and nobody's reserve is, and reserves filled up."""
+        used = {member.node for placement in plan.placements for member in placement.members}
+        left = [spare for spare in spares if spare.node not in used]
+        off = {step.node for step in plan.power_steps if not step.on} & may_go(left, at)
+        self._switching.switch_off(sorted(off), term)
+        short = to_warm_up(problem, left, self._settings.power_pools)
+        self._switching.boot([name for name in short if name not in used], term)
+
+    def _move(self, problem: Problem, plan: Plan, seen: Seen, late: Mapping[str, Reason], term: int) -> None:
         """Stop the jobs that move, and note where they and those that they make room for go on."""
         since_s = self._clock_s()
         running = {one.job.id: one.job for one in problem.running}
@@ -279,11 +336,11 @@ class Cycle:
             self._claims.append(Claim(placement=move, shape=shape, epoch=epoch, since_s=since_s))
         jobs = {job.id: job for job in problem.jobs}
         for placement in plan.placements:
-            if placement.job in late:
+            if late.get(placement.job) is verdicts.ROOM_IS_MADE:
                 shape, epoch = jobs[placement.job].shapes[placement.shape], seen.epochs[placement.job]
                 self._claims.append(Claim(placement=placement, shape=shape, epoch=epoch, since_s=since_s))
 
-    def _commit(self, problem: Problem, plan: Plan, seen: Seen, late: set[str], term: int) -> set[str]:
+    def _commit(self, problem: Problem, plan: Plan, seen: Seen, late: Mapping[str, Reason], term: int) -> set[str]:
         """Commit each gang in a transaction of its own; the jobs whose placement did not hold any more."""
         shapes = {job.id: job.shapes for job in problem.jobs}
         overtaken: set[str] = set()
@@ -307,7 +364,7 @@ class Cycle:
         plan: Plan,
         seen: Seen,
         overtaken: set[str],
-        late: set[str],
+        late: Mapping[str, Reason],
         *,
         term: int,
         at: datetime,
@@ -323,7 +380,7 @@ class Cycle:
                 at=at,
                 pending=len(problem.jobs),
                 placed=outcomes[Outcome.PLACED],
-                committed=outcomes[Outcome.PLACED] - len(overtaken | late),
+                committed=outcomes[Outcome.PLACED] - len(overtaken | late.keys()),
                 objective_j=plan.objective_j,
                 bound_j=plan.bound_j,
                 gap=plan.gap,
@@ -340,7 +397,7 @@ class Cycle:
                     job=verdict.job,
                     seen=seen.versions[verdict.job],
                     placed=verdict.outcome == Outcome.PLACED and verdict.job not in late,
-                    said=verdicts.waiting(verdicts.ROOM_IS_MADE, cycle=number)
+                    said=verdicts.waiting(late[verdict.job], cycle=number)
                     if verdict.job in late
                     else verdict_view(verdict, cycle=number).model_dump(mode="json"),
                 )

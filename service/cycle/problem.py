@@ -2,28 +2,32 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from sqlalchemy import Connection
 
 from protocol.jobs import JobSpec, Reason, VerdictView
-from protocol.states import JobState, NodeState
+from protocol.states import JobState, NodeState, PowerState
 from scheduler.feasibility import total_room, why_impossible
 from scheduler.plan import Outcome, Verdict
 from scheduler.plan import Reason as PlanReason
-from scheduler.power import InstalledDevice, Inventory, default_wait_w, node_power
+from scheduler.power import InstalledDevice, Inventory, boots_in, default_wait_w, node_power
 from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, Problem, Shape
 from scheduler.reserve import reserve
 from service.cycle.claims import PATIENCE_S, Claim, without
 from service.cycle.running import read_running
 from service.cycle.shapes import remaining_s, shapes_of
 from service.db import Record
+from service.power_pools import PowerPool, pool_of
 from service.store import attempts as attempt_store
 from service.store import jobs as job_store
 from service.store import nodes as node_store
+from service.store import power as power_store
 
 UNSAID = "its agent does not say what runs containers there; upgrade it"
+
+_ASLEEP = (PowerState.OFF.value, PowerState.BOOTING.value)
 
 UNSETTLED = (JobState.QUEUED.value, JobState.STARTING.value, JobState.RUNNING.value)
 
@@ -47,6 +51,8 @@ class Seen:
     incarnations: dict[str, int]
     arrays: dict[str, str]
     """The array of each job that is part of one."""
+    asleep: frozenset[str]
+    """Nodes that are off or boot: what is placed there starts when they are on."""
 
 
 def read_problem(
@@ -57,6 +63,7 @@ def read_problem(
     now: datetime,
     quiet: Collection[str] = frozenset(),
     claims: Sequence[Claim] = (),
+    pools: Sequence[PowerPool] = (),
 ) -> tuple[Problem, Seen]:
     """The planner's input, and the versions it stands for. `tx` must be one snapshot.
 
@@ -64,10 +71,11 @@ def read_problem(
         overtaken_s: how long others may overtake a job. The first in line that has waited longer gets a reservation.
         quiet: nodes that are ready but were not heard lately; nothing new goes there.
         claims: places that are given already. Their jobs are not part of the problem, but of what was seen.
+        pools: nodes that can be switched.
     """
     node_rows = node_store.list_nodes(tx)
     job_rows = job_store.list_queued(tx, MAX_PENDING, now=now)
-    nodes = _nodes(tx, node_rows, now, quiet)
+    nodes = _nodes(tx, node_rows, now, quiet, pools)
     claimed = {claim.job for claim in claims}
     problem = Problem(
         nodes=without(nodes, claims),
@@ -84,12 +92,16 @@ def read_problem(
         epochs={row.id: row.epoch for row in seen_rows},
         incarnations={row.id: row.incarnation for row in node_rows},
         arrays={row.id: row.array_id for row in seen_rows if row.array_id is not None},
+        asleep=frozenset(row.id for row in node_rows if row.power in _ASLEEP),
     )
     return problem, seen
 
 
 def standing(tx: Connection, claims: Sequence[Claim], clock_s: float) -> list[Claim]:
-    """The claims that still hold: those of jobs that are leaving or wait, and have had no other attempt since."""
+    """The claims that still hold: those of jobs that are leaving or wait, and have had no other attempt since, on nodes
+    that were not closed.
+    """
+    closed = {row.id for row in node_store.list_nodes(tx) if not _takes_new(row)} if claims else set[str]()
     rows = {row.id: row for row in job_store.find_jobs(tx, [claim.job for claim in claims])}
     return [
         claim
@@ -97,7 +109,8 @@ def standing(tx: Connection, claims: Sequence[Claim], clock_s: float) -> list[Cl
         if (row := rows.get(claim.job)) is not None
         and row.epoch == claim.epoch
         and row.state in UNSETTLED
-        and clock_s - claim.since_s < PATIENCE_S
+        and (claim.boots or clock_s - claim.since_s < PATIENCE_S)
+        and not (claim.boots and claim.nodes & closed)
     ]
 
 
@@ -143,7 +156,9 @@ def inventory_of(row: Record, devices: Sequence[Record]) -> Inventory:
     )
 
 
-def _nodes(tx: Connection, rows: Sequence[Record], now: datetime, quiet: Collection[str]) -> tuple[Node, ...]:
+def _nodes(
+    tx: Connection, rows: Sequence[Record], now: datetime, quiet: Collection[str], pools: Sequence[PowerPool]
+) -> tuple[Node, ...]:
     devices: dict[str, list[Record]] = {}
     for device in node_store.list_devices(tx):
         devices.setdefault(device.node_id, []).append(device)
@@ -153,8 +168,27 @@ def _nodes(tx: Connection, rows: Sequence[Record], now: datetime, quiet: Collect
     work: dict[str, list[Record]] = {}
     for member in attempt_store.held_work(tx):
         work.setdefault(member.node_id, []).append(member)
-    nodes = (_node(row, devices.get(row.id, []), taken, work.get(row.id, []), now) for row in rows)
-    return tuple(replace(node, open=False) if node.id in quiet else node for node in nodes)
+    boots = power_store.boots_since(tx, now - timedelta(hours=1)) if pools else {}
+    nodes: list[Node] = []
+    for row in rows:
+        node = _node(row, devices.get(row.id, []), taken, work.get(row.id, []), now)
+        if (pool := pool_of(pools, row.id)) is not None:
+            node = _switchable(node, row, pool, boots.get(row.id, 0), now)
+        nodes.append(replace(node, open=False) if node.id in quiet else node)
+    return tuple(nodes)
+
+
+def _switchable(node: Node, row: Record, pool: PowerPool, boots: int, now: datetime) -> Node:
+    """The node as one that can be switched. One that boots is as good as on, for the plan that it boots for."""
+    may_boot = boots < pool.boots_per_hour and (row.hook_retry_at is None or row.hook_retry_at <= now)
+    booting = row.power == PowerState.BOOTING.value
+    off = row.power == PowerState.OFF.value
+    return replace(
+        node,
+        power=boots_in(node.power, pool.boot_s),
+        can_switch=off or row.power_kept != PowerState.ON.value,
+        open=node.open or ((booting or (off and may_boot)) and _takes_new(row)),
+    )
 
 
 def _empty_nodes(tx: Connection) -> tuple[Node, ...]:
@@ -177,10 +211,16 @@ def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: S
         memory_bytes=row.memory_bytes,
         free_memory_bytes=max(0, row.memory_bytes - sum(member.memory_bytes for member in work)),
         power=node_power(inventory_of(row, devices)),
-        open=row.state == NodeState.READY.value and not row.cordoned,
+        on=row.power != PowerState.OFF.value,
+        open=row.state == NodeState.READY.value and row.power == PowerState.ON.value and _takes_new(row),
         container_fault="" if row.container_runtime else row.container_fault or UNSAID,
         busy_s=max((remaining_s(member, now) for member in work), default=0.0),
     )
+
+
+def _takes_new(row: Record) -> bool:
+    """Whether nobody has closed the node to new work."""
+    return not row.cordoned and row.power_kept != PowerState.OFF.value
 
 
 def _free(device: Record, taken: int) -> int:

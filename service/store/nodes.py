@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, exists, func, insert, select, update
+from sqlalchemy import Connection, case, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from protocol.states import AttemptState, Desired, NodeState
+from protocol.states import AttemptState, Desired, NodeState, PowerState
 from service.db import Record
 from service.models import allocations, attempts, devices, members, node_sessions, nodes, samples
+
+_CONDITION = case((nodes.c.power != PowerState.ON.value, nodes.c.power), else_=nodes.c.state)
+"""`ready` or `lost`, or how far it is switched off: one that is off is not lost."""
 
 
 def find_node(tx: Connection, node_id: str, *, lock: bool = False) -> Record | None:
@@ -103,11 +106,15 @@ def list_devices(tx: Connection, node_id: str | None = None) -> Sequence[Record]
 
 
 def count_devices(tx: Connection) -> Sequence[Record]:
-    """Devices that are offered now, by kind: columns `kind`, `state` of the node, `held` and how many (`devices`)."""
+    """Devices that are offered now, by kind: columns `kind`, `condition` of the node, `held` and how many (`devices`).
+
+    The condition is as in `count_by_condition`.
+    """
     held = exists().where(allocations.c.device_id == devices.c.id, allocations.c.released_at.is_(None))
-    query = select(devices.c.kind, nodes.c.state, held.label("held"), func.count().label("devices"))
+    condition = _CONDITION.label("condition")
+    query = select(devices.c.kind, condition, held.label("held"), func.count().label("devices"))
     query = query.join(nodes, devices.c.node_id == nodes.c.id).where(devices.c.present)
-    return tx.execute(query.group_by(devices.c.kind, nodes.c.state, "held").order_by(devices.c.kind)).all()
+    return tx.execute(query.group_by(devices.c.kind, condition, "held").order_by(devices.c.kind)).all()
 
 
 def open_session(tx: Connection, *, node_id: str, num_devices: int, base_w: float, now: datetime) -> None:
@@ -133,6 +140,7 @@ def add_samples(tx: Connection, rows: Sequence[dict[str, object]]) -> None:
         tx.execute(insert(samples), list(rows))
 
 
-def count_by_state(tx: Connection) -> dict[str, int]:
-    query = select(nodes.c.state, func.count()).group_by(nodes.c.state)
+def count_by_condition(tx: Connection) -> dict[str, int]:
+    """How many nodes are `ready`, `lost`, `suspending`, `off` or `booting`; those of which there is none are absent."""
+    query = select(_CONDITION, func.count()).group_by(_CONDITION)
     return dict(tx.execute(query).all())

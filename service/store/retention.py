@@ -25,6 +25,7 @@ from service.models import (
     node_sessions,
     nodes,
     outputs,
+    power_spells,
     samples,
 )
 
@@ -98,6 +99,12 @@ def forget_sessions(tx: Connection, before: datetime, limit: int) -> int:
     newer = exists().where(later.c.node_id == node_sessions.c.node_id, later.c.id > node_sessions.c.id)
     old = select(node_sessions.c.id).where(node_sessions.c.ended_at < before, newer)
     return _delete_some(tx, node_sessions, "id", old.order_by(node_sessions.c.id), limit)
+
+
+def forget_spells(tx: Connection, before: datetime, limit: int) -> int:
+    """Delete what is known of when nodes were off, as far as it ended before then; how many went."""
+    old = select(power_spells.c.id).where(power_spells.c.ended_at < before).order_by(power_spells.c.id)
+    return _delete_some(tx, power_spells, "id", old, limit)
 
 
 def forget_keys(tx: Connection, before: datetime) -> None:

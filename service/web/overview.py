@@ -1,6 +1,6 @@
 """What the first page shows: one look at the cluster, as far as the visitor may see it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from protocol.alarms import AlarmView
 from protocol.jobs import JobView
 from protocol.nodes import NodePage
-from protocol.states import JobState, NodeState
+from protocol.states import JobState, NodeState, PowerState
 from service import alarms, jobs, nodes, views
 from service.auth import Person
 from service.store import jobs as job_store
@@ -18,20 +18,24 @@ ALARMS = 20
 NODES = 50
 RUNNING = 20
 WAITING = 20
+SWITCHED = (PowerState.SUSPENDING, PowerState.OFF, PowerState.BOOTING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindUse:
-    """Devices of one kind. `lost` are on nodes that are not heard of; nobody can use them."""
+    """Devices of one kind. `lost` are on nodes that are not heard of: nobody can use them. `off` are on nodes that are
+    switched off, or just being switched.
+    """
 
     kind: str
     allocated: int
     idle: int
     lost: int
+    off: int
 
     @property
     def total(self) -> int:
-        return self.allocated + self.idle + self.lost
+        return self.allocated + self.idle + self.lost + self.off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +82,7 @@ def overview(tx: Connection, person: Person, *, after: str) -> Overview:
     base_w = node_store.current_base_w(tx)
     return Overview(
         kinds=_uses(tx),
-        nodes_by_state=node_store.count_by_state(tx),
+        nodes_by_state=node_store.count_by_condition(tx),
         jobs_by_state=job_store.count_by_state(tx, user_id=own),
         base_w=sum(watts for node, watts in base_w.items() if states[node] == NodeState.READY),
         running=running.items,
@@ -91,19 +95,18 @@ def overview(tx: Connection, person: Person, *, after: str) -> Overview:
 def _uses(tx: Connection) -> tuple[KindUse, ...]:
     rows = node_store.count_devices(tx)
 
-    def count(kind: str, lost: bool, held: bool | None) -> int:
+    def count(kind: str, conditions: Collection[str], held: bool | None) -> int:
         return sum(
-            row.devices
-            for row in rows
-            if row.kind == kind and (row.state == NodeState.LOST) == lost and held in (None, row.held)
+            row.devices for row in rows if row.kind == kind and row.condition in conditions and held in (None, row.held)
         )
 
     return tuple(
         KindUse(
             kind=kind,
-            allocated=count(kind, lost=False, held=True),
-            idle=count(kind, lost=False, held=False),
-            lost=count(kind, lost=True, held=None),
+            allocated=count(kind, (NodeState.READY,), held=True),
+            idle=count(kind, (NodeState.READY,), held=False),
+            lost=count(kind, (NodeState.LOST,), held=None),
+            off=count(kind, SWITCHED, held=None),
         )
         for kind in dict.fromkeys(row.kind for row in rows)
     )

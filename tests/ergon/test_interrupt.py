@@ -46,6 +46,8 @@ ASKS_THE_SERVICE = {
     "node uncordon": "n1",
     "node drain": "n1",
     "node confirm-down": "n1",
+    "node on": "n1",
+    "node off": "n1",
     "users": "",
     "user add": "bob",
     "user role": "bob admin",

@@ -15,6 +15,7 @@ from scheduler.learning import outlook_of_past
 from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve
+from service.cycle.hooks import Hooks
 from service.cycle.leadership import PATIENCE_S, Leadership
 from service.cycle.leases import MARGIN_S, QUIET_S
 from service.cycle.loop import LONGEST_STEP_S, Cycle
@@ -26,7 +27,13 @@ from tests.service.cluster import Cluster
 Solve = Callable[[Problem, Budget], Plan]
 
 
-def new_cycle(cluster: Cluster, holder: str = "cycle-1", solve: Solve = solve, learn: Learn = outlook_of_past) -> Cycle:
+def new_cycle(
+    cluster: Cluster,
+    holder: str = "cycle-1",
+    solve: Solve = solve,
+    learn: Learn = outlook_of_past,
+    hooks: Hooks | None = None,
+) -> Cycle:
     return Cycle(
         cluster.engine,
         cluster.settings,
@@ -36,6 +43,7 @@ def new_cycle(cluster: Cluster, holder: str = "cycle-1", solve: Solve = solve, l
         clock_s=cluster.clock_s,
         new_id=cluster.new_id,
         learn=learn,
+        hooks=hooks,
     )
 
 

@@ -242,7 +242,7 @@ def test_the_numbers_for_monitoring_add_up(client: TestClient, cluster: Cluster)
             if not name.startswith(("ergon_alarms", "ergon_cycle_renewals"))
         }
 
-    uses = ("allocated", "unfit", "idle")
+    uses = ("allocated", "unfit", "off", "idle")
     assert gauges() == {f'ergon_devices{{use="{use}"}}': 0.0 for use in uses}
     cluster.join("n1", slots=3)
     cluster.join("n2", slots=1)
@@ -262,5 +262,6 @@ def test_the_numbers_for_monitoring_add_up(client: TestClient, cluster: Cluster)
         'ergon_nodes{state="lost"}': 2.0,
         'ergon_devices{use="allocated"}': 2.0,
         'ergon_devices{use="unfit"}': 1.0,
+        'ergon_devices{use="off"}': 0.0,
         'ergon_devices{use="idle"}': 2.0,
     }
