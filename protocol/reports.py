@@ -20,8 +20,14 @@ class NodeUsage(View):
     allocated_device_hours: float
     idle_device_hours: float
     energy_kwh: float = Field(description="Everything the node drew, idle included.")
-    idle_energy_kwh: float = Field(description="The part of it that no job accounts for.")
+    idle_energy_kwh: float = Field(description="The part of it that no job accounts for while the node was on.")
     quality: Quality
+    off_hours: float = Field(default=0.0, description="How long it was switched off.")
+    boots: int = Field(default=0, description="How often it began to boot.")
+    off_energy_kwh: float = Field(
+        default=0.0, description="The part of its energy that it drew off, and as if off in boots."
+    )
+    boot_energy_kwh: float = Field(default=0.0, description="The part of its energy that boots took on top of that.")
 
 
 class UserUsage(View):
@@ -46,7 +52,8 @@ class PlanSummary(View):
 
 
 class AllocationReport(View):
-    """Who was allocated what, what stood idle, and the energy. Sums over users plus idle equal the sum over nodes.
+    """Who was allocated what, what stood idle, and the energy. Users, idle nodes, nodes off and boots add up to
+    the sum over nodes.
 
     A user sees the own line only: `nodes` is empty then, and the cluster's figures are absent.
     """
@@ -61,5 +68,7 @@ class AllocationReport(View):
     idle_energy_kwh: float | None = None
     total_energy_kwh: float | None = None
     facility_energy_kwh: float | None = Field(default=None, description="total_energy_kwh times pue.")
+    off_energy_kwh: float | None = Field(default=None, description="Of nodes that were switched off.")
+    boot_energy_kwh: float | None = Field(default=None, description="Of boots.")
     quality: Quality | None = None
     plans: PlanSummary

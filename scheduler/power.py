@@ -241,6 +241,15 @@ def boots_in(power: NodePower, boot_s: float) -> NodePower:
     return replace(power, boot_s=boot_s, boot_j=BOOT_SHARE * power.base_w * boot_s)
 
 
+def switched_j(power: NodePower, *, off_s: float, boot_s: float) -> tuple[float, float]:
+    """What a node that is off for `off_s` and boots for `boot_s` draws meanwhile, in J: as if off, and for boots.
+
+    The two parts are those of the objective: `off_w` all the time, boots included, and a boot's energy on top of it, in
+    proportion to how long it takes.
+    """
+    return power.off_w * (off_s + boot_s), boots_in(power, boot_s).boot_j
+
+
 def default_wait_w(shapes: Sequence[Shape], nodes: Sequence[Node]) -> float:
     """Price of one waiting device, lambda of the objective, in W: the idle draw of one device's share of its node.
 

@@ -130,6 +130,12 @@ def print_report(report: AllocationReport) -> None:
             f"in all {_amount(report.total_energy_kwh)} kWh ({report.quality}), "
             f"{_amount(report.facility_energy_kwh)} kWh with a PUE of {report.pue:g}"
         )
+    boots, off_hours = sum(node.boots for node in report.nodes), sum(node.off_hours for node in report.nodes)
+    if boots or off_hours:
+        line(
+            f"off for {_amount(off_hours)} node-hours, with {_amount(report.off_energy_kwh)} kWh, "
+            f"and {boots} boots, with {_amount(report.boot_energy_kwh)} kWh"
+        )
     _print_plans(report.plans)
 
 

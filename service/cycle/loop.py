@@ -27,6 +27,7 @@ from service import maintenance, nodes, verdicts
 from service.alarms import Alarm
 from service.cycle.claims import Allowance, Claim, not_yet
 from service.cycle.commit import Overtaken, TermOver, commit_gang, commit_move
+from service.cycle.fill import boot_wait_w, read_fill
 from service.cycle.hooks import HookProcesses, Hooks
 from service.cycle.leadership import RENEW_S, Leadership
 from service.cycle.leases import Leases, Silence
@@ -100,6 +101,7 @@ class Cycle:
         self._learn = learn
         self._learned_at = float("-inf")
         self._outlook: tuple[Outlook, ...] = ()
+        self._fill = 0.0
         self._allowance = Allowance(settings.moves_per_job)
         self._claims: list[Claim] = []
         self._switching = Switching(
@@ -225,6 +227,7 @@ class Cycle:
             if learns or self._outlook or moves:
                 problem = replace(problem, running=read_running(tx, problem.nodes, now=at))
             past = read_past(tx, problem) if learns else None
+            self._fill = read_fill(tx, problem, at) if learns else self._fill
         snapshot_s = time.perf_counter() - started_s
         # 2. What a plan of before has made room for starts first.
         self._take_up(seen, term)
@@ -234,9 +237,9 @@ class Cycle:
         if not problem.jobs and not may_go(spares, at):
             self._switching.boot(to_warm_up(problem, spares, self._settings.power_pools), term)
             return
-        # 3. Say what is expected to come and how many jobs may move, and solve in the child.
+        # 3. Say what is expected to come, what a boot is worth and how many jobs may move, and solve in the child.
         solve_started_s = time.perf_counter()
-        problem = self._foreseeing(problem)
+        problem = replace(self._foreseeing(problem), fill=self._fill, boot_wait_w=boot_wait_w(problem))
         plan = self._solve(problem, self._budget)
         solve_s = time.perf_counter() - solve_started_s
         # 4. Never trust the optimiser.

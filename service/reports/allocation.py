@@ -15,13 +15,15 @@ from itertools import pairwise
 from sqlalchemy import Connection
 
 from protocol.reports import AllocationReport, NodeUsage, PlanSummary, Quality, UserUsage
-from scheduler.power import Holding, Inventory, Reading, price_stretch
-from scheduler.problem import WHOLE_DEVICE
+from protocol.states import PowerState
+from scheduler.power import Holding, Inventory, Reading, node_power, price_stretch, switched_j
+from scheduler.problem import WHOLE_DEVICE, NodePower
 from service.auth import Person
 from service.cycle.problem import inventory_of
 from service.db import Record
 from service.store import cycles as cycle_store
 from service.store import nodes as node_store
+from service.store import power as power_store
 from service.store import usage as store
 
 J_PER_KWH = 3.6e6
@@ -36,6 +38,10 @@ class _Sum:
     energy_j: float = 0.0
     idle_j: float = 0.0
     available_s: float = 0.0
+    off_s: float = 0.0
+    boots: int = 0
+    off_j: float = 0.0
+    boot_j: float = 0.0
     jobs: set[str] = field(default_factory=set)
     qualities: set[str] = field(default_factory=set)
 
@@ -64,6 +70,8 @@ def report(tx: Connection, person: Person, *, start: datetime, end: datetime, pu
         idle_energy_kwh=sum(line.idle_energy_kwh for line in node_lines),
         total_energy_kwh=total_kwh,
         facility_energy_kwh=total_kwh * pue,
+        off_energy_kwh=sum(line.off_energy_kwh for line in node_lines),
+        boot_energy_kwh=sum(line.boot_energy_kwh for line in node_lines),
         quality=_quality(line.quality for line in node_lines),
         plans=plans,
     )
@@ -74,20 +82,45 @@ def _add_up(tx: Connection, start: datetime, end: datetime) -> tuple[dict[str, _
     sessions = _by_node(store.sessions_between(tx, start, end))
     holdings = _by_node(store.holdings_between(tx, start, end))
     samples = _by_node(store.samples_between(tx, start, end))
+    spells = _by_node(power_store.spells_between(tx, start, end))
     devices = _by_node(node_store.list_devices(tx))
     nodes: dict[str, _Sum] = {}
     users: defaultdict[str, _Sum] = defaultdict(_Sum)
     for row in node_store.list_nodes(tx):
-        if row.id not in sessions:
+        if row.id not in sessions and row.id not in spells:
             continue
         total = nodes[row.id] = _Sum()
         inventory = inventory_of(row, devices.get(row.id, []))
-        for session in sessions[row.id]:
+        for spell in spells.get(row.id, []):
+            _price_spell(node_power(inventory), spell, sessions.get(row.id, []), start, end, total)
+        for session in sessions.get(row.id, []):
             first, last = max(start, session.started_at), min(end, session.ended_at or end)
             total.available_s += session.devices * max(0.0, (last - first).total_seconds())
             for begin, finish, held in _stretches(holdings.get(row.id, []), first, last):
                 _price(inventory, samples.get(row.id, []), begin, finish, held, total, users)
     return nodes, users
+
+
+def _price_spell(
+    power: NodePower, spell: Record, sessions: Sequence[Record], start: datetime, end: datetime, total: _Sum
+) -> None:
+    """Add what the node drew while it was not on: off, booting, or on its way off with its agent gone already."""
+    first, last = max(start, spell.began_at), min(end, spell.ended_at or end)
+    seconds = max(0.0, (last - first).total_seconds())
+    total.qualities.add("modelled")
+    if spell.state == PowerState.SUSPENDING.value:
+        heard = (min(last, row.ended_at or end) - max(first, row.started_at) for row in sessions)
+        joules = power.base_w * max(0.0, seconds - sum(max(0.0, part.total_seconds()) for part in heard))
+        total.energy_j += joules
+        total.idle_j += joules
+        return
+    boots = spell.state == PowerState.BOOTING.value
+    off_j, boot_j = switched_j(power, off_s=0.0 if boots else seconds, boot_s=seconds if boots else 0.0)
+    total.boots += boots and spell.began_at >= start
+    total.off_s += 0.0 if boots else seconds
+    total.off_j += off_j
+    total.boot_j += boot_j
+    total.energy_j += off_j + boot_j
 
 
 def _stretches(
@@ -233,6 +266,10 @@ def _node_usage(node: str, devices: int, total: _Sum) -> NodeUsage:
         energy_kwh=total.energy_j / J_PER_KWH,
         idle_energy_kwh=total.idle_j / J_PER_KWH,
         quality=_quality(total.qualities),
+        off_hours=total.off_s / S_PER_HOUR,
+        boots=total.boots,
+        off_energy_kwh=total.off_j / J_PER_KWH,
+        boot_energy_kwh=total.boot_j / J_PER_KWH,
     )
 
 

@@ -19,6 +19,10 @@ COLUMNS: tuple[str, ...] = (
     "start",
     "end",
     "pue",
+    "off_hours",
+    "boots",
+    "off_energy_kwh",
+    "boot_energy_kwh",
 )
 
 
@@ -42,6 +46,10 @@ def to_csv(report: AllocationReport) -> str:
             "energy_kwh": report.total_energy_kwh,
             "idle_energy_kwh": report.idle_energy_kwh,
             "quality": report.quality,
+            "off_hours": sum(line.off_hours for line in report.nodes),
+            "boots": sum(line.boots for line in report.nodes),
+            "off_energy_kwh": report.off_energy_kwh,
+            "boot_energy_kwh": report.boot_energy_kwh,
         }
         writer.writerow({"kind": "total", "name": "", **total, **window})
     return out.getvalue()

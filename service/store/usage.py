@@ -1,14 +1,15 @@
 """What reports are made from: who held what, when nodes were on, what was measured."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, or_, select, text
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
+from scheduler.demand import WHOLE_DEVICE
 from service.db import Record
-from service.models import allocations, attempts, jobs, members, node_sessions, samples, users
+from service.models import allocations, attempts, devices, jobs, members, node_sessions, samples, users
 
 
 def sessions_between(tx: Connection, start: datetime, end: datetime) -> Sequence[Record]:
@@ -56,6 +57,33 @@ def _collected(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """The column's values over the allocations of a member, in the order of these; empty if it has none."""
     values = func.array_agg(aggregate_order_by(column, allocations.c.id)).filter(allocations.c.id.is_not(None))
     return func.coalesce(values, text("'{}'"))
+
+
+def device_seconds(tx: Connection, node_ids: Collection[str], start: datetime, end: datetime) -> tuple[float, float]:
+    """Device-seconds of these nodes that jobs held in the window, and those for which they were on and heard of."""
+    held_s = _overlap_s(allocations.c.granted_at, allocations.c.released_at, start, end)
+    thousandths = func.upper(allocations.c.span) - func.lower(allocations.c.span)
+    held = (
+        select(func.sum(held_s * thousandths / WHOLE_DEVICE))
+        .join(devices, allocations.c.device_id == devices.c.id)
+        .where(devices.c.node_id.in_(node_ids), allocations.c.granted_at < end)
+        .where(or_(allocations.c.released_at.is_(None), allocations.c.released_at > start))
+    )
+    on_s = _overlap_s(node_sessions.c.started_at, node_sessions.c.ended_at, start, end)
+    on = select(func.sum(on_s * node_sessions.c.devices)).where(
+        node_sessions.c.node_id.in_(node_ids),
+        node_sessions.c.started_at < end,
+        or_(node_sessions.c.ended_at.is_(None), node_sessions.c.ended_at > start),
+    )
+    return float(tx.execute(held).scalar_one() or 0.0), float(tx.execute(on).scalar_one() or 0.0)
+
+
+def _overlap_s(
+    begin: ColumnElement[Any], finish: ColumnElement[Any], start: datetime, end: datetime
+) -> ColumnElement[Any]:
+    """Length of what the two spans of time have in common, in s, where they overlap. No `finish` means still now."""
+    last = func.least(func.coalesce(finish, end), end)
+    return func.extract("epoch", last - func.greatest(begin, start))
 
 
 def samples_between(tx: Connection, start: datetime, end: datetime) -> Sequence[Record]:

@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 from protocol.jobs import AttemptView
 from protocol.nodes import PowerSample
 from protocol.reports import AllocationReport
-from protocol.states import EndReason, Role
-from scheduler.power import cpu_active_w, device_power, host_base_w
+from protocol.states import EndReason, PowerState, Role
+from scheduler.objective import evaluate
+from scheduler.power import cpu_active_w, device_power, host_base_w, node_power
 from service.db import snapshot
 from service.nodes import inventory_of
 from service.reports.allocation import report
 from service.reports.table import COLUMNS, to_csv
+from service.store import power as power_store
+from tests.builders import job, placement, problem, shape
+from tests.builders import node as node_of
 from tests.service.cluster import Cluster, node_report
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -337,3 +341,41 @@ def test_a_window_that_cannot_be_is_refused(client: TestClient, day: Cluster, su
             (error,) = refused.json()["errors"]
             assert error["field"] == field
             assert says in error["message"]
+
+
+def test_a_node_that_is_switched_costs_what_the_planner_says(cluster: Cluster) -> None:
+    def change(hours: float, state: PowerState) -> None:
+        cluster.now = at(hours)
+        with cluster.engine.begin() as tx:
+            power_store.change_power(tx, "n1", state, now=cluster.now)
+
+    cluster.join("n1")
+    cluster.now = at(1)
+    change(1, PowerState.SUSPENDING)
+    cluster.sync("n1", leaving=True)
+    change(1.5, PowerState.OFF)
+    change(4, PowerState.BOOTING)
+    cluster.now = at(4.25)
+    cluster.join("n1")
+    cluster.now = at(5)
+    found = between(cluster, 0, 5)
+    (node,) = found.nodes
+    power = node_power(inventory_of(node_report("n1", 2)), boot_s=900)
+    off_j, boot_j = power.off_w * 2.75 * 3600, power.boot_j
+    idle_j = power.base_w * (1 + 0.5 + 0.75) * 3600  # half an hour from its agent's leave to off
+    assert (node.off_hours, node.boots) == (pytest.approx(2.5), 1)
+    assert node.off_energy_kwh == found.off_energy_kwh == pytest.approx(off_j / KWH)
+    assert node.boot_energy_kwh == found.boot_energy_kwh == pytest.approx(boot_j / KWH)
+    assert node.idle_energy_kwh == pytest.approx(idle_j / KWH)
+    assert found.total_energy_kwh == pytest.approx((off_j + boot_j + idle_j) / KWH)
+    parts = [between(cluster, first, last) for first, last in ((0, 1.25), (1.25, 4.1), (4.1, 5))]
+    assert sum(part.total_energy_kwh or 0.0 for part in parts) == pytest.approx(found.total_energy_kwh)
+    assert sum(line.boots for part in parts for line in part.nodes) == 1
+    # The objective of the same hours, as the planner would have promised it: a horizon of 5 h, a boot of 15 min.
+    off = node_of("n1", power=power, cpu=1, on=False, can_switch=True)
+    promised = evaluate(
+        problem([off], [job("j", shape(kind="cpu", run_s=0.75 * 3600))], horizon_s=3600),
+        [placement("j", ("n1", ["n1-cpu-0"]))],
+    )
+    window = between(cluster, 4, 5)
+    assert promised.off_j + promised.boot_j + promised.on_j == pytest.approx((window.total_energy_kwh or 0.0) * KWH)

@@ -8,8 +8,13 @@ from fastapi.testclient import TestClient
 
 from protocol.nodes import NodeView
 from protocol.states import AttemptState
+from scheduler.plan import Plan
+from scheduler.power import default_boot_wait_w
+from scheduler.problem import Budget, Problem
+from scheduler.solve import solve
 from service.cycle.hooks import Ended
 from service.cycle.loop import Cycle
+from service.cycle.outlook import LEARN_EVERY_S
 from service.power_pools import PowerPool
 from tests.service.cluster import Cluster
 from tests.service.test_cycle import new_cycle, reasons, states
@@ -352,3 +357,27 @@ def test_what_is_off_counts_as_neither_lost_nor_idle(site: Site, client: TestCli
     lines = client.get("/metrics").text.splitlines()
     told = {'ergon_nodes{state="suspending"} 1.0', 'ergon_nodes{state="ready"} 1.0', 'ergon_devices{use="off"} 2.0'}
     assert told | {'ergon_devices{use="idle"} 2.0'} <= set(lines)
+
+
+def test_the_planner_knows_how_full_nodes_have_been_and_what_a_boot_is_worth(cluster: Cluster) -> None:
+    asked: list[Problem] = []
+
+    def remember(problem: Problem, budget: Budget) -> Plan:
+        asked.append(problem)
+        return solve(problem, budget)
+
+    cluster.settings = cluster.settings.model_copy(update={"power_pools": (POOL,)})
+    cycle = new_cycle(cluster, solve=remember, hooks=Hooks())
+    for name in ("n1", "other"):
+        cluster.join(name)
+    attempt = cluster.place(cluster.submit(), "n1")
+    cluster.place(cluster.submit(), "other")
+    cluster.advance(LEARN_EVERY_S)
+    cluster.end("n1", attempt)
+    cluster.advance(LEARN_EVERY_S)
+    for name in ("n1", "other"):
+        cluster.sync(name)
+    cluster.submit()
+    cycle.step(woken=True)
+    assert asked[-1].fill == pytest.approx(0.25), "one of two devices, half of the time"
+    assert asked[-1].boot_wait_w == default_boot_wait_w(asked[-1].nodes) > 0
