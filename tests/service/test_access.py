@@ -25,6 +25,8 @@ ADMIN_ONLY = {
     "POST /v1/nodes/{name}/uncordon",
     "POST /v1/nodes/{name}/drain",
     "POST /v1/nodes/{name}/confirm-down",
+    "POST /v1/nodes/{name}/on",
+    "POST /v1/nodes/{name}/off",
     "POST /v1/jobs/{job_id}/preempt",
     "GET /v1/cycles",
     "GET /v1/cycles/{cycle_id}",

@@ -97,4 +97,8 @@ ROWS: dict[str, tuple[str, ...]] = {
         "INSERT INTO checkpoint_files VALUES ('j-runs', 'sha256:3', 3, 'blob-3')",
     ),
     "0007": ("INSERT INTO alarms VALUES ('node_closed', 'n9', 'nothing starts on n9', '2026-01-01 02:00+00')",),
+    "0017": (
+        "INSERT INTO power_spells (node_id, state, began_at, ended_at) VALUES "
+        f"('n2', 'suspending', '{BEGAN}', '2026-01-01 00:10+00'), ('n2', 'off', '2026-01-01 00:10+00', NULL)",
+    ),
 }
