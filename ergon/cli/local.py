@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ergon.cli.processes import Family, ProcessFailed
+from ergon.cli.switch import Switchboard, write_pools
 from ergon.errors import ErgonError
 from protocol.environment import CLIENT_VARIABLES, RANK_VARIABLES
 from protocol.states import Role
@@ -22,7 +23,7 @@ READY_S = 60.0
 COMMAND_S = 120.0
 STOP_S = 45.0
 """Longer than the 30 s that the service gives its database."""
-FILE_VARIABLES = ("ERGON_TLS_CERT", "ERGON_TLS_KEY", "ERGON_CA")
+FILE_VARIABLES = ("ERGON_TLS_CERT", "ERGON_TLS_KEY", "ERGON_CA", "ERGON_POWER_POOLS")
 """They name files."""
 
 
@@ -32,13 +33,17 @@ class LocalClusterError(ErgonError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalSettings:
-    """`port` 0 takes a free one. `environment` is handed to every process, less the variables that are not theirs."""
+    """`port` 0 takes a free one. `environment` is handed to every process, less the variables that are not theirs.
+
+    Agents that are idle for `switch_off_idle_s` are stopped, and started again when jobs need them; None stops none.
+    """
 
     data_dir: Path
     port: int
     agents: int
     slots_per_agent: int
     environment: Mapping[str, str] = field(repr=False)
+    switch_off_idle_s: float | None = None
 
 
 def default_data_dir(environment: Mapping[str, str]) -> Path:
@@ -54,9 +59,10 @@ def default_data_dir(environment: Mapping[str, str]) -> Path:
 class LocalCluster:
     """A cluster that runs. `url` is the address of its API."""
 
-    def __init__(self, family: Family, url: str) -> None:
+    def __init__(self, family: Family, url: str, switchboard: Switchboard | None = None) -> None:
         self.url = url
         self._family = family
+        self._switchboard = switchboard
 
     def user_token(self, user: str, role: Role) -> str:
         """A fresh token of a person, who is created if there is none of that name.
@@ -70,8 +76,15 @@ class LocalCluster:
         self._family.check()
 
     def wait_for_a_death(self) -> None:
-        """Block as long as everything runs. Raises ProcessFailed when a process ends."""
-        self._family.wait_for_a_death()
+        """Block as long as everything runs, and switch agents as the service asks. Raises ProcessFailed when a process
+        ends by itself.
+        """
+        if self._switchboard is None:
+            self._family.wait_for_a_death()
+            return
+        while True:
+            self._family.wait_for_a_death(self._switchboard)
+            self._switchboard.answer()
 
 
 @contextlib.contextmanager
@@ -88,8 +101,15 @@ def local_cluster(settings: LocalSettings) -> Iterator[LocalCluster]:
         _check_port(environment["ERGON_HOST"], settings.port)
         with Family(environment=environment, folder=data_dir, logs=logs, grace_s=STOP_S) as family:
             url = _start_service(family)
-            _start_agents(family, url, settings)
-            yield LocalCluster(family, url)
+            commands = _agents(family, url, settings)
+            agents = family.start(commands)
+            for agent in agents:
+                agent.wait_ready(READY_S)
+            if settings.switch_off_idle_s is None:
+                yield LocalCluster(family, url)
+                return
+            with Switchboard(data_dir, family, commands, agents) as switchboard:
+                yield LocalCluster(family, url, switchboard)
 
 
 def _start_service(family: Family) -> str:
@@ -106,15 +126,14 @@ def _start_service(family: Family) -> str:
     return url
 
 
-def _start_agents(family: Family, url: str, settings: LocalSettings) -> None:
-    """No two agents share a slot: a slot is a device, and a device belongs to one node."""
+def _agents(family: Family, url: str, settings: LocalSettings) -> dict[str, list[str]]:
+    """The command of each agent. No two share a slot: a slot is a device, and a device belongs to one node."""
     commands: dict[str, list[str]] = {}
     for number, name in enumerate(node_names(settings.agents)):
         first = number * settings.slots_per_agent
         slots = f"{first}-{first + settings.slots_per_agent - 1}"
         commands[name] = _agent(family, url, name, slots)
-    for agent in family.start(commands):
-        agent.wait_ready(READY_S)
+    return commands
 
 
 def node_names(agents: int) -> list[str]:
@@ -178,6 +197,10 @@ def _environment(settings: LocalSettings, data_dir: Path) -> dict[str, str]:
     }
     # The caller names files from where the caller is; our processes are started elsewhere.
     files = {name: str(Path(theirs[name]).absolute()) for name in FILE_VARIABLES if theirs.get(name)}
+    if settings.switch_off_idle_s is not None and not theirs.get("ERGON_POWER_POOLS"):
+        pools = data_dir / "power-pools.toml"
+        write_pools(pools, data_dir, idle_s=settings.switch_off_idle_s)
+        files["ERGON_POWER_POOLS"] = str(pools)
     host = theirs.get("ERGON_HOST") or "127.0.0.1"
     return theirs | files | {"ERGON_DATA_DIR": str(data_dir), "ERGON_HOST": host, "ERGON_PORT": str(settings.port)}
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self, cast
+from typing import Protocol, Self, cast
 
 from ergon.errors import ErgonError
 
@@ -28,6 +28,12 @@ CLOSING_S = 10.0
 POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""
+
+
+class HasFileno(Protocol):
+    """What can be waited for."""
+
+    def fileno(self) -> int: ...
 
 
 class ProcessFailed(ErgonError):
@@ -172,14 +178,24 @@ class Family:
             generation.append(Child(name, arguments, environment=self.environment, folder=self.folder, log=log))
         return generation
 
+    def stop(self, child: Child) -> None:
+        """Stop one of the children, so that it may end. Returns when it is gone."""
+        child.stop(self._grace_s)
+        for generation in self._generations:
+            if child in generation:
+                generation.remove(child)
+
     def check(self) -> None:
         """Raises ProcessFailed if one of the children has ended."""
         for child in itertools.chain(*self._generations):
             child.check()
 
-    def wait_for_a_death(self) -> None:
-        """Block as long as all children live. Raises ProcessFailed when one ends."""
-        select.select(list(itertools.chain(*self._generations)), [], [])
+    def wait_for_a_death(self, *others: HasFileno) -> None:
+        """Block as long as all children live. Raises ProcessFailed when one ends.
+
+        Returns when one of `others` can be read.
+        """
+        select.select([*itertools.chain(*self._generations), *others], [], [])
         self.check()
 
 

@@ -10,6 +10,7 @@ import typer
 from ergon.cli.local import LocalCluster, LocalSettings, default_data_dir, local_cluster, node_names
 from ergon.cli.output import line, note
 from ergon.cli.processes import leave_on_signals
+from ergon.cli.units import parse_duration
 from ergon.credentials import Credentials, credentials_path, save
 from ergon.errors import ErgonError
 from protocol.states import Role
@@ -31,6 +32,14 @@ def up(
     slots_per_agent: Annotated[
         int | None, typer.Option(min=1, max=1_024, help="CPU slots of each agent; its part of the CPUs by default.")
     ] = None,
+    switch_off_idle: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help="Stop agents that are idle for so long, and start them for jobs, as machines are switched off and on.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when everything is ready.")] = False,
 ) -> None:
     """Start a local cluster and stay: database, API, planning cycle and agents. Ctrl-C stops it; its data stays."""
@@ -40,6 +49,7 @@ def up(
         agents=agents,
         slots_per_agent=slots_per_agent or max(1, len(os.sched_getaffinity(0)) // agents),
         environment=os.environ,
+        switch_off_idle_s=switch_off_idle,
     )
     note(f"starting a cluster in {settings.data_dir}")
     with leave_on_signals(), local_cluster(settings) as cluster:
