@@ -35,6 +35,7 @@ def try_out(cluster: Cluster, **spec: object) -> DryRunView:
             queues=cluster.settings.queues,
             pue=1.0,
             overtaken_s=cluster.settings.overtaken_s,
+            pools=cluster.settings.power_pools,
             now=cluster.now,
         )
     return dry_run.weigh(run)
