@@ -70,5 +70,13 @@ class AllocationReport(View):
     facility_energy_kwh: float | None = Field(default=None, description="total_energy_kwh times pue.")
     off_energy_kwh: float | None = Field(default=None, description="Of nodes that were switched off.")
     boot_energy_kwh: float | None = Field(default=None, description="Of boots.")
+    least_energy_kwh: float | None = Field(
+        default=None,
+        description="What the same jobs, on the devices that they had, would have drawn on nodes that they fill, with "
+        "everything else off and without boots: total_energy_kwh less boots and less what idle devices drew above off.",
+    )
+    energy_gap: float | None = Field(
+        default=None, description="(total_energy_kwh - least_energy_kwh) / least_energy_kwh, a fraction."
+    )
     quality: Quality | None = None
     plans: PlanSummary

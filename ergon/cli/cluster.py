@@ -136,6 +136,11 @@ def print_report(report: AllocationReport) -> None:
             f"off for {_amount(off_hours)} node-hours, with {_amount(report.off_energy_kwh)} kWh, "
             f"and {boots} boots, with {_amount(report.boot_energy_kwh)} kWh"
         )
+    if report.energy_gap is not None:
+        line(
+            f"energy gap {report.energy_gap:.1%}: these jobs needed {_amount(report.least_energy_kwh)} kWh at least, "
+            "the rest went to idle devices and boots"
+        )
     _print_plans(report.plans)
 
 

@@ -42,6 +42,7 @@ class _Sum:
     boots: int = 0
     off_j: float = 0.0
     boot_j: float = 0.0
+    needless_j: float = 0.0
     jobs: set[str] = field(default_factory=set)
     qualities: set[str] = field(default_factory=set)
 
@@ -60,6 +61,7 @@ def report(tx: Connection, person: Person, *, start: datetime, end: datetime, pu
     devices = {node: len(rows) for node, rows in _by_node(node_store.list_devices(tx)).items()}
     node_lines = [_node_usage(node, devices.get(node, 0), total) for node, total in sorted(nodes.items())]
     total_kwh = sum(line.energy_kwh for line in node_lines)
+    least_kwh = total_kwh - sum(total.needless_j for total in nodes.values()) / J_PER_KWH
     return AllocationReport(
         start=start,
         end=end,
@@ -72,6 +74,8 @@ def report(tx: Connection, person: Person, *, start: datetime, end: datetime, pu
         facility_energy_kwh=total_kwh * pue,
         off_energy_kwh=sum(line.off_energy_kwh for line in node_lines),
         boot_energy_kwh=sum(line.boot_energy_kwh for line in node_lines),
+        least_energy_kwh=least_kwh,
+        energy_gap=(total_kwh - least_kwh) / least_kwh if least_kwh > 0 else None,
         quality=_quality(line.quality for line in node_lines),
         plans=plans,
     )
@@ -91,13 +95,15 @@ def _add_up(tx: Connection, start: datetime, end: datetime) -> tuple[dict[str, _
             continue
         total = nodes[row.id] = _Sum()
         inventory = inventory_of(row, devices.get(row.id, []))
+        power = node_power(inventory)
         for spell in spells.get(row.id, []):
-            _price_spell(node_power(inventory), spell, sessions.get(row.id, []), start, end, total)
+            _price_spell(power, spell, sessions.get(row.id, []), start, end, total)
         for session in sessions.get(row.id, []):
             first, last = max(start, session.started_at), min(end, session.ended_at or end)
             total.available_s += session.devices * max(0.0, (last - first).total_seconds())
             for begin, finish, held in _stretches(holdings.get(row.id, []), first, last):
                 _price(inventory, samples.get(row.id, []), begin, finish, held, total, users)
+        total.needless_j = total.boot_j + total.idle_j * (1 - power.off_w / power.base_w if power.base_w else 1.0)
     return nodes, users
 
 

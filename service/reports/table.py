@@ -23,6 +23,8 @@ COLUMNS: tuple[str, ...] = (
     "boots",
     "off_energy_kwh",
     "boot_energy_kwh",
+    "least_energy_kwh",
+    "energy_gap",
 )
 
 
@@ -50,6 +52,8 @@ def to_csv(report: AllocationReport) -> str:
             "boots": sum(line.boots for line in report.nodes),
             "off_energy_kwh": report.off_energy_kwh,
             "boot_energy_kwh": report.boot_energy_kwh,
+            "least_energy_kwh": report.least_energy_kwh,
+            "energy_gap": report.energy_gap,
         }
         writer.writerow({"kind": "total", "name": "", **total, **window})
     return out.getvalue()

@@ -135,6 +135,8 @@ def a_report(*, admin: bool = True) -> AllocationReport:
         idle_energy_kwh=0.03,
         total_energy_kwh=0.04,
         facility_energy_kwh=0.048,
+        least_energy_kwh=0.016,
+        energy_gap=1.5,
         quality="modelled",
         plans=plans,
     )

@@ -86,12 +86,16 @@ def test_a_window_counts_what_lies_inside_it(day: Cluster, subtests: pytest.Subt
             assert node.energy_kwh == pytest.approx((alice_j + idle_j) / KWH)
             assert found.total_energy_kwh == pytest.approx(node.energy_kwh)
             assert node.quality == found.quality == "modelled"
+            off_w = node_power(inventory).off_w
+            least_j = alice_j + idle_j * off_w / base_w
+            assert found.least_energy_kwh == pytest.approx(least_j / KWH)
+            assert found.energy_gap == pytest.approx((alice_j + idle_j - least_j) / least_j)
 
 
 def test_outside_of_everything_there_is_nothing(day: Cluster) -> None:
     found = between(day, -3, -1)
     assert (found.nodes, found.users) == ([], [])
-    assert (found.total_energy_kwh, found.idle_device_hours) == (0.0, 0.0)
+    assert (found.total_energy_kwh, found.idle_device_hours, found.energy_gap) == (0.0, 0.0, None)
 
 
 def test_a_job_that_still_runs_counts_until_the_end_of_the_window(cluster: Cluster) -> None:
@@ -259,6 +263,11 @@ def test_sums_agree_and_windows_add_up(cluster: Cluster, steps: list[tuple[str, 
     assert allocated + whole.idle_device_hours == pytest.approx(available)
     assert sum(user.energy_kwh for user in whole.users) + whole.idle_energy_kwh == pytest.approx(whole.total_energy_kwh)
     assert sum(node.energy_kwh for node in whole.nodes) == pytest.approx(whole.total_energy_kwh)
+    assert whole.least_energy_kwh is not None
+    assert whole.total_energy_kwh is not None
+    assert (
+        sum(user.energy_kwh for user in whole.users) <= whole.least_energy_kwh + 1e-12 <= whole.total_energy_kwh + 2e-12
+    )
     middle = first + cut * (last - first)
     parts = [between(cluster, first, middle), between(cluster, middle, last)]
     assert sums(*parts) == pytest.approx(sums(whole))
@@ -368,6 +377,8 @@ def test_a_node_that_is_switched_costs_what_the_planner_says(cluster: Cluster) -
     assert node.boot_energy_kwh == found.boot_energy_kwh == pytest.approx(boot_j / KWH)
     assert node.idle_energy_kwh == pytest.approx(idle_j / KWH)
     assert found.total_energy_kwh == pytest.approx((off_j + boot_j + idle_j) / KWH)
+    # Nothing ran: all that was needed is what the node draws off, at all times.
+    assert found.least_energy_kwh == pytest.approx(power.off_w * 5 * 3600 / KWH)
     parts = [between(cluster, first, last) for first, last in ((0, 1.25), (1.25, 4.1), (4.1, 5))]
     assert sum(part.total_energy_kwh or 0.0 for part in parts) == pytest.approx(found.total_energy_kwh)
     assert sum(line.boots for part in parts for line in part.nodes) == 1
