@@ -66,6 +66,20 @@ MUTATIONS = (
         "tests/service/test_clock.py",
     ),
     Mutation(
+        "power: nothing starts on a node that was closed to go off since the snapshot",
+        "service/cycle/commit.py",
+        "if row.power != PowerState.ON.value or row.power_kept == PowerState.OFF.value:",
+        "if False:",
+        "tests/service/test_switching.py",
+    ),
+    Mutation(
+        "power: a node that got work since the snapshot is not closed to go off",
+        "service/cycle/commit.py",
+        "if attempt_store.held_members(tx, node_id):",
+        "if False:",
+        "tests/service/test_switching.py",
+    ),
+    Mutation(
         "term: a plan of a term that is over is not committed",
         "service/store/cycles.py",
         "select(leadership.c.least_epoch).where(leadership.c.term == term)",

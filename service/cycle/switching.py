@@ -81,17 +81,16 @@ class Switching:
         self._hooks.stop()
 
     def _keep(self, row: Record, term: int) -> None:
-        """What an administrator wants of a node that is on or off."""
-        if row.power_kept == row.power:
-            return
-        self._commit(commit_off if row.power_kept == PowerState.OFF.value else commit_boot, row.id, term)
+        """What an administrator wants of a node that is on or off, as soon as it can be."""
+        if row.power_kept != row.power:
+            self._commit(commit_off if row.power_kept == PowerState.OFF.value else commit_boot, row.id, term)
 
     def _commit(self, commit: Callable[..., None], name: str, term: int) -> bool:
         try:
             with self._engine.begin() as tx:
                 commit(tx, name, term=term, now=self._now())
         except Overtaken as race:
-            log.info("not switched: %s", race)
+            log.debug("not switched: %s", race)
             return False
         return True
 

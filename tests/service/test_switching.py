@@ -12,6 +12,7 @@ from scheduler.plan import Plan
 from scheduler.power import default_boot_wait_w
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve
+from service.cycle.commit import Overtaken, TermOver, commit_boot, commit_off
 from service.cycle.hooks import Ended
 from service.cycle.loop import Cycle
 from service.cycle.outlook import LEARN_EVERY_S
@@ -151,6 +152,26 @@ def test_a_node_that_is_off_is_not_lost(site: Site) -> None:
     assert site.power("n1") == ["off"]
     cluster.sync("n1")
     assert site.power("n1") == ["on"], "a machine that was woken up by somebody else"
+
+
+def test_of_a_start_and_a_switch_that_were_planned_at_once_one_is_refused(site: Site) -> None:
+    cluster = site.cluster
+    for name in ("n1", "n2"):
+        cluster.join(name)
+    job = cluster.submit()
+    problem, seen = cluster.problem()
+    term = cluster.lead()
+    with cluster.engine.begin() as tx:
+        commit_off(tx, "n1", term=term, now=cluster.now)
+    with pytest.raises(Overtaken, match="off or to go off"):
+        cluster.commit_on(job, problem, seen, "n1")
+    cluster.commit_on(job, problem, seen, "n2")
+    with pytest.raises(Overtaken, match="not empty"), cluster.engine.begin() as tx:
+        commit_off(tx, "n2", term=term, now=cluster.now)
+    assert site.power("n1", "n2") == ["suspending", "on"]
+    for commit in (commit_off, commit_boot):
+        with pytest.raises(TermOver), cluster.engine.begin() as tx:
+            commit(tx, "n2", term=term - 1, now=cluster.now)
 
 
 def test_a_command_that_fails_leaves_the_node_open_and_is_tried_again(site: Site) -> None:
