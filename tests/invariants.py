@@ -114,6 +114,16 @@ def i9_only_what_is_over_is_released(tx: Connection) -> Iterator[str]:
     yield from (f"member {member} of {attempt} lives without its devices" for attempt, member in rows)
 
 
+def i10_nothing_holds_a_node_that_goes_off(tx: Connection) -> Iterator[str]:
+    rows = tx.execute(
+        text(
+            "SELECT n.id, n.power, m.attempt_id FROM nodes n JOIN members m ON m.node_id = n.id "
+            "WHERE m.released_at IS NULL AND n.power IN ('suspending', 'off')"
+        )
+    )
+    yield from (f"node {node} is {power} and {attempt} holds some of it" for node, power, attempt in rows)
+
+
 def i11_the_latest_is_of_an_attempt_and_whole(tx: Connection) -> Iterator[str]:
     """`latest` is of an attempt that the job has had; all files of one that the service holds are there."""
     latest = "SELECT j.id, j.checkpoint_epoch, j.checkpoint_step FROM jobs j WHERE j.checkpoint_epoch IS NOT NULL AND "
@@ -181,6 +191,7 @@ SAFETY: tuple[Callable[[Connection], Iterator[str]], ...] = (
     i7_at_most_one_attempt_of_a_job_lives,
     i9_what_has_ended_ended_once,
     i9_only_what_is_over_is_released,
+    i10_nothing_holds_a_node_that_goes_off,
     i11_the_latest_is_of_an_attempt_and_whole,
     i13_budgets_are_kept,
     i14_output_has_no_gap,
@@ -237,13 +248,13 @@ class Watch:
         """Of attempts that are new since the last look, which must have been before the commit that made them."""
         rows = tx.execute(
             text(
-                "SELECT m.attempt_id, n.id, n.state, n.cordoned FROM members m JOIN nodes n ON n.id = m.node_id "
-                "JOIN attempts t ON t.id = m.attempt_id WHERE t.state = 'granted'"
+                "SELECT m.attempt_id, n.id, n.state, n.power, n.cordoned FROM members m "
+                "JOIN nodes n ON n.id = m.node_id JOIN attempts t ON t.id = m.attempt_id WHERE t.state = 'granted'"
             )
         ).all()
-        for attempt, node, state, cordoned in rows:
-            if attempt not in self.attempts and (state != "ready" or cordoned):
-                yield f"attempt {attempt} was granted on {node}, which is {state}{' and cordoned' * cordoned}"
+        for attempt, node, state, power, cordoned in rows:
+            if attempt not in self.attempts and ((state, power) != ("ready", "on") or cordoned):
+                yield f"attempt {attempt} was granted on {node}, which is {state}, {power}{', cordoned' * cordoned}"
         self.attempts |= {row.attempt_id for row in rows}
 
     def i11_the_latest_never_goes_back(self, tx: Connection) -> Iterator[str]:
@@ -333,7 +344,7 @@ def v3_somebody_leads(before: Mapping[str, int], after: Mapping[str, int]) -> It
 
 
 def v4_nodes_are_ready(tx: Connection) -> Iterator[str]:
-    rows = tx.execute(text("SELECT id FROM nodes WHERE state <> 'ready'"))
+    rows = tx.execute(text("SELECT id FROM nodes WHERE state <> 'ready' AND power = 'on'"))
     yield from (f"node {node} is reachable and not ready" for (node,) in rows)
 
 

@@ -23,6 +23,7 @@ from tests.simulation.databases import fresh
 from tests.simulation.faults import Nemesis
 from tests.simulation.node import Node
 from tests.simulation.service import Api, Database, Planner
+from tests.simulation.switches import POOL, Commands, Switchboard
 from tests.simulation.world import World
 from workers.exchange import Unavailable
 
@@ -32,6 +33,8 @@ PEACE_S = 400.0
 """In which everything has to come to its end afterwards: a back-off, an unkillable process, and the work itself."""
 LOOK_EVERY_S = 4.0
 SLOTS = (2, 2, 3, 2)
+SWITCHED_EVERY, SWITCHED = 10, 8
+"""Of so many seeds in a row the one of this number has machines that are switched off and on."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def simulate(seed: int, engine: Engine) -> Outcome:
     violations: list[str] = []
     counts: Counter[str] = Counter()
     try:
-        counts = _live_through(world, engine, root, violations)
+        counts = _live_through(world, engine, root, violations, switched=seed % SWITCHED_EVERY == SWITCHED)
     except Exception:  # whatever is raised in there, the seed is to be told
         violations.append(traceback.format_exc())
     finally:
@@ -167,11 +170,16 @@ def simulate(seed: int, engine: Engine) -> Outcome:
     )
 
 
-def _live_through(world: World, engine: Engine, root: Path, violations: list[str]) -> Counter[str]:
+def _live_through(world: World, engine: Engine, root: Path, violations: list[str], *, switched: bool) -> Counter[str]:
     chance = world.chance
     number = iter(range(10**9))
     settings = Settings(
-        data_dir=root, lease_s=chance.choice([8.0, 12.0, 20.0]), max_attempts=20, stop_grace_s=3.0, tick_s=2.0
+        data_dir=root,
+        lease_s=chance.choice([8.0, 12.0, 20.0]),
+        max_attempts=20,
+        stop_grace_s=3.0,
+        tick_s=2.0,
+        power_pools=(POOL,) if switched else (),
     )
 
     def new_id(prefix: str) -> str:
@@ -192,8 +200,10 @@ def _live_through(world: World, engine: Engine, root: Path, violations: list[str
             for name, role in (("ann", Role.USER), ("root", Role.ADMIN))
         ]
         user, admin = (auth.identify_person(tx, f"Bearer {token}") for token in tokens)
-    planners = [Planner(world, database, settings, new_id, number) for number in (1, 2)]
+    switchboard = Switchboard(world, api)
+    planners = [Planner(world, database, settings, new_id, number, lambda: Commands(switchboard)) for number in (1, 2)]
     nodes = [Node(world, f"n{index}", slots, root, api) for index, slots in enumerate(SLOTS[: chance.randint(3, 4)], 1)]
+    switchboard.nodes = {node.name: node for node in nodes}
     people = People(world, api, user, admin, nodes, new_id)
     for _person in range(2):
         world.spawn("people", people.live)
@@ -204,6 +214,7 @@ def _live_through(world: World, engine: Engine, root: Path, violations: list[str
         world.run(world.now + LOOK_EVERY_S)
         look()
     nemesis.stop()
+    switchboard.bad_times = False
     people.over = True
     while world.now < STORM_S + PEACE_S and not violations:
         world.run(world.now + LOOK_EVERY_S)
@@ -244,6 +255,7 @@ def _count(engine: Engine, executions: list[Execution], acknowledged: list[Ackno
         for name, query in (
             ("jobs", "SELECT count(*) FROM jobs"),
             ("attempts", "SELECT count(*) FROM attempts"),
+            ("boots", "SELECT count(*) FROM power_spells WHERE state = 'booting'"),
             ("terms", "SELECT coalesce(max(term), 0) FROM leadership"),
         ):
             counts[name] = tx.execute(text(query)).scalar_one()

@@ -145,6 +145,7 @@ class Node:
         self.network = Network()
         self.folder = Folder(self.machine, root / name)
         self.second: Folder | None = None
+        self.on = True
         self.healthy_since = 0.0
         self._generation = 0
         self._api = api
@@ -153,6 +154,9 @@ class Node:
         self.start_agent(self.folder)
 
     def start_agent(self, folder: Folder) -> None:
+        """Unless the machine is switched off."""
+        if not self.on:
+            return
         exchange = Exchange(self.world, self.machine, self.network, self._api)
         doorbell = VirtualDoorbell(self.world, exchange, folder.bell.ring, self.name)
         self._doorbells.append(doorbell)
@@ -212,6 +216,21 @@ class Node:
         self.crash_agents()
         self.machine.reboot()
         self.folder.lose_what_is_not_durable()
+
+    def switch_off(self) -> None:
+        """Somebody presses the button: what runs ends at once."""
+        if self.machine.groups:
+            self.machine.violations.append(
+                f"I10: {self.name} was switched off with {', '.join(self.machine.groups)} on it"
+            )
+        self.reboot()
+        self.on = False
+
+    def switch_on(self, boot_s: float) -> None:
+        """Its agent starts when it has booted."""
+        if not self.on:
+            self.on = True
+            self.restart_later(boot_s, self.folder)
 
     def start_second(self) -> None:
         """Somebody starts another agent of the same name here, with a state folder of its own."""

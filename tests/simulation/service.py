@@ -17,6 +17,7 @@ from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve_greedily
 from service import nodes, sync
+from service.cycle.hooks import Hooks
 from service.cycle.leadership import RENEW_S
 from service.cycle.loop import HOUSEKEEPING_S, Cycle
 from service.refusals import Refusal
@@ -186,13 +187,22 @@ class Api:
 class Planner:
     """One cycle process: a thread that steps and one that keeps the lead, as `service.cycle.loop.run` has them."""
 
-    def __init__(self, world: World, database: Database, settings: Settings, new_id: Callable[[str], str], number: int):
+    def __init__(
+        self,
+        world: World,
+        database: Database,
+        settings: Settings,
+        new_id: Callable[[str], str],
+        number: int,
+        switches: Callable[[], Hooks],
+    ):
         self.name = f"cycle-{number}"
         self.freeze_next_solve_s = 0.0
         self._world = world
         self._database = database
         self._settings = settings
         self._new_id = new_id
+        self._switches = switches
         self._rate = 1.0 + world.chance.uniform(-CLOCK_DRIFT, CLOCK_DRIFT)
         self._wake = Flag(world)
         self.processes: list[Process] = []
@@ -208,6 +218,7 @@ class Planner:
             now=lambda: EPOCH + timedelta(seconds=self._world.now),
             clock_s=lambda: self._world.now * self._rate,
             new_id=self._new_id,
+            hooks=self._switches(),
         )
         self.processes = [self._world.spawn(self.name, self._step), self._world.spawn(self.name, self._keep)]
 
