@@ -38,6 +38,8 @@ class UserUsage(View):
     allocated_device_hours: float
     energy_kwh: float
     quality: Quality
+    cost: float | None = Field(default=None, description="In the report's currency; as all costs, of energy times pue.")
+    carbon_kg: float | None = Field(default=None, description="CO2 equivalent, in kg, of energy times pue.")
 
 
 class PlanSummary(View):
@@ -78,5 +80,12 @@ class AllocationReport(View):
     energy_gap: float | None = Field(
         default=None, description="(total_energy_kwh - least_energy_kwh) / least_energy_kwh, a fraction."
     )
+    price_per_kwh: float | None = Field(default=None, description="In the currency; absent where none is set.")
+    currency: str | None = Field(default=None, description="Three letters, as in ISO 4217; absent without a price.")
+    carbon_g_per_kwh: float | None = Field(
+        default=None, description="CO2 equivalent of a kWh, in g; absent where none is set."
+    )
+    cost: float | None = Field(default=None, description="facility_energy_kwh times price_per_kwh.")
+    carbon_kg: float | None = Field(default=None, description="facility_energy_kwh times carbon_g_per_kwh, in kg.")
     quality: Quality | None = None
     plans: PlanSummary

@@ -48,6 +48,9 @@ class Settings(BaseModel):
     insecure: bool = False
     queues: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(default=("default",), min_length=1)
     pue: float = Field(default=1.0, ge=1.0, le=10.0)
+    price_per_kwh: float | None = Field(default=None, ge=0.0, le=1e6)
+    currency: str = Field(default="EUR", pattern="^[A-Z]{3}$")
+    carbon_g_per_kwh: float | None = Field(default=None, ge=0.0, le=1e6)
     lease_s: float = Field(default=300.0, ge=1.0, le=86_400.0)
     tick_s: float = Field(default=10.0, ge=0.1, le=3_600.0)
     stop_grace_s: float = Field(default=10.0, ge=0.0, le=3_600.0)

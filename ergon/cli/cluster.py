@@ -116,13 +116,7 @@ def print_report(report: AllocationReport) -> None:
             ],
         )
     line()
-    table(
-        ("USER", ">JOBS", ">ALLOCATED h", ">kWh", "QUALITY"),
-        [
-            (user.user, str(user.jobs), _amount(user.allocated_device_hours), _amount(user.energy_kwh), user.quality)
-            for user in report.users
-        ],
-    )
+    _print_users(report)
     line()
     if report.total_energy_kwh is not None:
         line(
@@ -136,12 +130,34 @@ def print_report(report: AllocationReport) -> None:
             f"off for {_amount(off_hours)} node-hours, with {_amount(report.off_energy_kwh)} kWh, "
             f"and {boots} boots, with {_amount(report.boot_energy_kwh)} kWh"
         )
+    if report.cost is not None:
+        line(f"cost {report.cost:.2f} {report.currency}, at {report.price_per_kwh:g} {report.currency}/kWh")
+    if report.carbon_kg is not None:
+        line(f"CO2 {_amount(report.carbon_kg)} kg, at {report.carbon_g_per_kwh:g} g/kWh")
     if report.energy_gap is not None:
         line(
             f"energy gap {report.energy_gap:.1%}: these jobs needed {_amount(report.least_energy_kwh)} kWh at least, "
             "the rest went to idle devices and boots"
         )
     _print_plans(report.plans)
+
+
+def _print_users(report: AllocationReport) -> None:
+    """With what it cost and the CO2, where the service knows prices of them."""
+    header = ["USER", ">JOBS", ">ALLOCATED h", ">kWh", "QUALITY"]
+    rows = [
+        [user.user, str(user.jobs), _amount(user.allocated_device_hours), _amount(user.energy_kwh), user.quality]
+        for user in report.users
+    ]
+    if report.price_per_kwh is not None:
+        header.append(f">{report.currency}")
+        for row, user in zip(rows, report.users, strict=True):
+            row.append(_amount(user.cost))
+    if report.carbon_g_per_kwh is not None:
+        header.append(">kg CO2")
+        for row, user in zip(rows, report.users, strict=True):
+            row.append(_amount(user.carbon_kg))
+    table(header, rows)
 
 
 def _print_plans(plans: PlanSummary) -> None:

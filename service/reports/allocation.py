@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
+from typing import Self
 
 from sqlalchemy import Connection
 
@@ -21,6 +22,7 @@ from scheduler.problem import WHOLE_DEVICE, NodePower
 from service.auth import Person
 from service.cycle.problem import inventory_of
 from service.db import Record
+from service.settings import Settings
 from service.store import cycles as cycle_store
 from service.store import nodes as node_store
 from service.store import power as power_store
@@ -47,38 +49,77 @@ class _Sum:
     qualities: set[str] = field(default_factory=set)
 
 
-def report(tx: Connection, person: Person, *, start: datetime, end: datetime, pue: float) -> AllocationReport:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tariff:
+    """What a kWh of the computers means for the site: `pue` kWh at its meter, each at a price and with so much CO2."""
+
+    pue: float = 1.0
+    price_per_kwh: float | None = None
+    currency: str = "EUR"
+    carbon_g_per_kwh: float | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The one that an administrator has set."""
+        return cls(
+            pue=settings.pue,
+            price_per_kwh=settings.price_per_kwh,
+            currency=settings.currency,
+            carbon_g_per_kwh=settings.carbon_g_per_kwh,
+        )
+
+    def cost(self, kwh: float) -> float | None:
+        """Of this IT energy, in the currency."""
+        return None if self.price_per_kwh is None else kwh * self.pue * self.price_per_kwh
+
+    def carbon_kg(self, kwh: float) -> float | None:
+        """Of this IT energy, in kg."""
+        return None if self.carbon_g_per_kwh is None else kwh * self.pue * self.carbon_g_per_kwh / 1_000
+
+
+def report(tx: Connection, person: Person, *, start: datetime, end: datetime, tariff: Tariff) -> AllocationReport:
     """The report over [start, end). A user gets the own line only.
 
     Args:
         end: not after the present: what has not happened cannot be reported.
     """
     nodes, users = _add_up(tx, start, end)
-    plans = _plans(cycle_store.cycles_between(tx, start, end))
+    for_all = AllocationReport(
+        start=start,
+        end=end,
+        pue=tariff.pue,
+        price_per_kwh=tariff.price_per_kwh,
+        currency=None if tariff.price_per_kwh is None else tariff.currency,
+        carbon_g_per_kwh=tariff.carbon_g_per_kwh,
+        nodes=[],
+        users=[
+            _user_usage(name, total, tariff)
+            for name, total in sorted(users.items())
+            if person.only_jobs_of is None or name == person.name
+        ],
+        plans=_plans(cycle_store.cycles_between(tx, start, end)),
+    )
     if person.only_jobs_of is not None:
-        own = [_user_usage(name, total) for name, total in users.items() if name == person.name]
-        return AllocationReport(start=start, end=end, pue=pue, nodes=[], users=own, plans=plans)
+        return for_all
     devices = {node: len(rows) for node, rows in _by_node(node_store.list_devices(tx)).items()}
     node_lines = [_node_usage(node, devices.get(node, 0), total) for node, total in sorted(nodes.items())]
     total_kwh = sum(line.energy_kwh for line in node_lines)
     least_kwh = total_kwh - sum(total.needless_j for total in nodes.values()) / J_PER_KWH
-    return AllocationReport(
-        start=start,
-        end=end,
-        pue=pue,
-        nodes=node_lines,
-        users=[_user_usage(name, total) for name, total in sorted(users.items())],
-        idle_device_hours=sum(line.idle_device_hours for line in node_lines),
-        idle_energy_kwh=sum(line.idle_energy_kwh for line in node_lines),
-        total_energy_kwh=total_kwh,
-        facility_energy_kwh=total_kwh * pue,
-        off_energy_kwh=sum(line.off_energy_kwh for line in node_lines),
-        boot_energy_kwh=sum(line.boot_energy_kwh for line in node_lines),
-        least_energy_kwh=least_kwh,
-        energy_gap=(total_kwh - least_kwh) / least_kwh if least_kwh > 0 else None,
-        quality=_quality(line.quality for line in node_lines),
-        plans=plans,
-    )
+    whole: dict[str, object] = {
+        "nodes": node_lines,
+        "idle_device_hours": sum(line.idle_device_hours for line in node_lines),
+        "idle_energy_kwh": sum(line.idle_energy_kwh for line in node_lines),
+        "total_energy_kwh": total_kwh,
+        "facility_energy_kwh": total_kwh * tariff.pue,
+        "off_energy_kwh": sum(line.off_energy_kwh for line in node_lines),
+        "boot_energy_kwh": sum(line.boot_energy_kwh for line in node_lines),
+        "least_energy_kwh": least_kwh,
+        "energy_gap": (total_kwh - least_kwh) / least_kwh if least_kwh > 0 else None,
+        "cost": tariff.cost(total_kwh),
+        "carbon_kg": tariff.carbon_kg(total_kwh),
+        "quality": _quality(line.quality for line in node_lines),
+    }
+    return for_all.model_copy(update=whole)
 
 
 def _add_up(tx: Connection, start: datetime, end: datetime) -> tuple[dict[str, _Sum], dict[str, _Sum]]:
@@ -279,13 +320,16 @@ def _node_usage(node: str, devices: int, total: _Sum) -> NodeUsage:
     )
 
 
-def _user_usage(name: str, total: _Sum) -> UserUsage:
+def _user_usage(name: str, total: _Sum, tariff: Tariff) -> UserUsage:
+    kwh = total.energy_j / J_PER_KWH
     return UserUsage(
         user=name,
         jobs=len(total.jobs),
         allocated_device_hours=total.device_s / S_PER_HOUR,
-        energy_kwh=total.energy_j / J_PER_KWH,
+        energy_kwh=kwh,
         quality=_quality(total.qualities),
+        cost=tariff.cost(kwh),
+        carbon_kg=tariff.carbon_kg(kwh),
     )
 
 

@@ -25,6 +25,9 @@ COLUMNS: tuple[str, ...] = (
     "boot_energy_kwh",
     "least_energy_kwh",
     "energy_gap",
+    "cost",
+    "currency",
+    "carbon_kg",
 )
 
 
@@ -34,6 +37,7 @@ def to_csv(report: AllocationReport) -> str:
     writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     window = {"start": report.start.isoformat(), "end": report.end.isoformat(), "pue": report.pue}
+    window["currency"] = report.currency
     for line in report.nodes:
         values = line.model_dump()
         writer.writerow({"kind": "node", "name": _safe(values.pop("node")), **values, **window})
@@ -54,6 +58,8 @@ def to_csv(report: AllocationReport) -> str:
             "boot_energy_kwh": report.boot_energy_kwh,
             "least_energy_kwh": report.least_energy_kwh,
             "energy_gap": report.energy_gap,
+            "cost": report.cost,
+            "carbon_kg": report.carbon_kg,
         }
         writer.writerow({"kind": "total", "name": "", **total, **window})
     return out.getvalue()

@@ -380,6 +380,19 @@ def test_report_shows_nodes_users_energy_and_the_gap(service: HttpService, capsy
     assert service.asked[0].query["start"][0].startswith("2031-05-01T")
 
 
+def test_report_shows_costs_where_there_are_prices(service: HttpService, capsys: Captured) -> None:
+    report = a_report()
+    (alice,) = report.users
+    prices = {"price_per_kwh": 0.25, "currency": "SEK", "cost": 0.012, "carbon_g_per_kwh": 400.0, "carbon_kg": 0.0192}
+    users = [alice.model_copy(update={"cost": 0.003, "carbon_kg": 0.0048})]
+    service.answer("GET /v1/reports/allocation", report.model_copy(update={**prices, "users": users}))
+    assert main(["report"]) == 0
+    out = capsys.readouterr().out
+    assert ["alice", "1", "0.500", "0.010000", "modelled", "0.003000", "0.004800"] in map(str.split, out.splitlines())
+    for words in ("cost 0.01 SEK, at 0.25 SEK/kWh", "CO2 0.019200 kg, at 400 g/kWh", "energy gap 150.0%"):
+        assert words in out
+
+
 def test_the_report_of_a_user_has_no_figures_of_the_cluster(service: HttpService, capsys: Captured) -> None:
     service.answer("GET /v1/reports/allocation", a_report(admin=False))
     assert main(["report"]) == 0

@@ -19,7 +19,7 @@ from scheduler.objective import evaluate
 from scheduler.power import cpu_active_w, device_power, host_base_w, node_power
 from service.db import snapshot
 from service.nodes import inventory_of
-from service.reports.allocation import report
+from service.reports.allocation import Tariff, report
 from service.reports.table import COLUMNS, to_csv
 from service.store import power as power_store
 from tests.builders import job, placement, problem, shape
@@ -39,7 +39,7 @@ def between(cluster: Cluster, first: float, last: float, user: str = "root") -> 
     """The report of a window, in hours since the start, as this person sees it."""
     person = cluster.person(user, Role.ADMIN if user == "root" else Role.USER)
     with snapshot(cluster.engine) as tx:
-        return report(tx, person, start=at(first), end=at(last), pue=cluster.settings.pue)
+        return report(tx, person, start=at(first), end=at(last), tariff=Tariff.of(cluster.settings))
 
 
 @pytest.fixture
@@ -302,6 +302,30 @@ def test_the_table_has_the_same_columns_for_everybody(day: Cluster) -> None:
     assert all((row["start"], row["end"], row["pue"]) == (at(0).isoformat(), at(4).isoformat(), "1.0") for row in rows)
     own = list(csv.DictReader(io.StringIO(to_csv(between(day, 0, 4, "alice")))))
     assert own == [user]
+
+
+def test_energy_has_a_price_where_one_is_set(day: Cluster) -> None:
+    day.settings = day.settings.model_copy(
+        update={"pue": 1.5, "price_per_kwh": 0.2, "currency": "SEK", "carbon_g_per_kwh": 400.0}
+    )
+    found = between(day, 0, 4)
+    (alice,) = found.users
+    assert (found.price_per_kwh, found.currency, found.carbon_g_per_kwh) == (0.2, "SEK", 400.0)
+    assert found.total_energy_kwh is not None
+    assert found.cost == pytest.approx(found.total_energy_kwh * 1.5 * 0.2)
+    assert found.carbon_kg == pytest.approx(found.total_energy_kwh * 1.5 * 0.4)
+    assert alice.cost == pytest.approx(alice.energy_kwh * 1.5 * 0.2)
+    assert alice.carbon_kg == pytest.approx(alice.energy_kwh * 1.5 * 0.4)
+    own = between(day, 0, 4, "alice")
+    assert (own.users, own.currency, own.cost, own.carbon_kg) == ([alice], "SEK", None, None)
+    rows = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert [row["currency"] for row in rows] == ["SEK"] * 3
+    assert [row["cost"] for row in rows] == ["", str(alice.cost), str(found.cost)]
+
+
+def test_without_a_price_there_is_no_cost(day: Cluster) -> None:
+    found = between(day, 0, 4)
+    assert (found.currency, found.cost, found.carbon_kg, found.users[0].cost) == (None, None, None, None)
 
 
 def test_a_name_that_looks_like_a_formula_stays_a_name(day: Cluster) -> None:

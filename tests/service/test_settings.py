@@ -77,6 +77,8 @@ def test_variables_of_ranks_and_clients_and_of_others_are_let_be() -> None:
         ("ERGON_INSECURE", "perhaps", "ERGON_INSECURE: Input should be a valid boolean"),
         ("ERGON_PUE", "0.9", "ERGON_PUE: Input should be greater than or equal to 1"),
         ("ERGON_PUE", "nan", "ERGON_PUE: "),
+        ("ERGON_PRICE_PER_KWH", "-0.1", "ERGON_PRICE_PER_KWH: Input should be greater than or equal to 0"),
+        ("ERGON_CURRENCY", "euro", "ERGON_CURRENCY: "),
         ("ERGON_LEASE_S", "inf", "ERGON_LEASE_S: Input should be less than or equal to 86400"),
         ("ERGON_LEASE_S", "0", "ERGON_LEASE_S: Input should be greater than or equal to 1"),
         ("ERGON_TICK_S", "0", "ERGON_TICK_S: Input should be greater than or equal to 0.1"),

@@ -17,7 +17,7 @@ from protocol.states import Role
 from service.cycle.commit import Overtaken
 from service.db import snapshot
 from service.models import allocations
-from service.reports.allocation import report
+from service.reports.allocation import Tariff, report
 from tests.service.cluster import Cluster, placement_on
 from tests.service.test_cycle import new_cycle, reasons, states
 
@@ -165,7 +165,7 @@ def test_sharers_divide_the_bill_by_their_shares(one_device: Cluster) -> None:
     one_device.advance(3600)
     with snapshot(one_device.engine) as tx:
         person = one_device.person("root", Role.ADMIN)
-        found = report(tx, person, start=start, end=start + timedelta(hours=1), pue=1.0)
+        found = report(tx, person, start=start, end=start + timedelta(hours=1), tariff=Tariff())
     users = {user.user: user for user in found.users}
     assert {name: user.allocated_device_hours for name, user in users.items()} == pytest.approx(
         {"alice": 0.2, "bob": 0.6, "carol": 0.0}
