@@ -21,7 +21,9 @@ from schemathesis.engine import events, from_schema
 from protocol.accounts import NewJoinToken
 from protocol.states import Role
 from service import auth, joining
+from service.power_pools import PowerPool
 from service.refusals import Unauthorised
+from service.settings import Settings
 from service.store import cycles as cycle_store
 from tests.service.cluster import Cluster
 from tests.service.test_archives import CODE, upload
@@ -166,6 +168,8 @@ def fill(cluster: Cluster, client: TestClient) -> Known:
         },
         "POST /v1/jobs/{job_id}/resubmit": {"path.job_id": [ended]},
         "POST /v1/nodes/{name}/confirm-down": {"path.name": ["n2"]},  # the other node is heard
+        "POST /v1/nodes/{name}/on": {"path.name": ["n1"]},
+        "POST /v1/nodes/{name}/off": {"path.name": ["n1"]},
     }
 
 
@@ -250,6 +254,13 @@ class Outcome:
     def successes(self) -> set[str]:
         """Operations that have answered 2xx."""
         return {name for name, counts in self.statuses.items() if any(200 <= status < 300 for status in counts)}
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Every node may be switched; no cycle runs that would do it."""
+    pool = PowerPool(name="all", nodes=("*",), on=("true",), off=("true",))
+    return settings.model_copy(update={"power_pools": (pool,)})
 
 
 @pytest.mark.timeout(600 if SHORT else 3600)
