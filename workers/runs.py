@@ -23,6 +23,7 @@ from workers.journal import Journal
 from workers.launch import kept_environment
 from workers.limits import Limits, limit_folders
 from workers.reconcile import Exit, Phase, Run, Stop
+from workers.supervisor import UNCLEAN_AFTER_S
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class _Held:
     stop: Stop | None = None
     exit: Exit | None = None
     settle_s: float = 0.0  # not before, in s of the monotonic clock
+    killed_s: float | None = None  # when what its supervisor left was first killed
 
 
 class Runs:
@@ -165,14 +167,22 @@ class Runs:
         self._signal(held, signal.SIGKILL)
 
     def settle(self, attempt: str) -> None:
-        """Kill what a lost supervisor left, and write the exit record in its place. May be repeated until clean."""
+        """Kill what a lost supervisor left, and write the exit record in its place. May be repeated until clean.
+
+        What was killed may execute a little longer. There is no record before it is gone, or has had as long for that
+        as supervisors give it: the record lets the job's next attempt start elsewhere.
+        """
         held = self._held[attempt]
         if time.monotonic() < held.settle_s:
             return
         if held.claim is None and held.launch["boot_id"] == self._boot_id and not self._forbid_start(held):
             return  # it lives after all, and will be seen at the next look
+        held.killed_s = held.killed_s or time.monotonic()
         clean = self.clear(attempt)
         if held.exit is None:
+            if not clean and time.monotonic() < held.killed_s + UNCLEAN_AFTER_S:
+                held.settle_s = time.monotonic() + SWEEP_S
+                return
             reason = held.stop.reason if held.stop else EndReason.UNKNOWN_START
             held.exit = Exit(reason=reason, message=self._why_lost(held), exit_code=None, clean=clean, cpu_s=0.0)
         held.exit = replace(held.exit, clean=clean)

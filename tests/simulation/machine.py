@@ -32,6 +32,7 @@ class Record:
     started: bool = False
     stop: Stop | None = None
     exit: Exit | None = None
+    killed_at: float | None = None
 
 
 @dataclass
@@ -312,7 +313,10 @@ class Folder:
     def settle(self, attempt: str) -> None:
         record = self.records[attempt]
         record.claimed = True
+        record.killed_at = record.killed_at or self.machine.world.now
         clean = self.machine.sweep(attempt)
+        if not clean and record.exit is None and self.machine.world.now < record.killed_at + UNCLEAN_AFTER_S:
+            return
         reason = record.stop.reason if record.stop else EndReason.UNKNOWN_START
         self._write()
         end = record.exit or Exit(reason=reason, message="", exit_code=None, clean=clean, cpu_s=0.0)

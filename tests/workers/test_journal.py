@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from workers.inventory import boot_id
 from workers.journal import Journal, StartedBefore, StateFolderTaken
 from workers.launch import launch_record
 from workers.reconcile import Lease, Phase
-from workers.runs import Runs
+from workers.runs import AGAIN_S, Runs
 
 
 @pytest.fixture
@@ -195,6 +196,24 @@ def test_a_lost_run_is_settled_for_good(journal, records, reason, message):
         assert run.exit.clean
         assert run.exit.reason == reason
         assert message in run.exit.message
+
+
+def test_what_was_killed_has_time_to_be_gone_before_the_end_is_told(journal, monkeypatch):
+    now_s, is_gone = 100.0, False
+    monkeypatch.setattr("workers.runs.time", SimpleNamespace(monotonic=lambda: now_s))
+    runs = adopt(journal, claim=GONE, started={})
+    runs.refresh()
+    monkeypatch.setattr(runs, "clear", lambda attempt: is_gone)
+    runs.settle("a1")
+    now_s += 9.0
+    runs.settle("a1")
+    assert runs.refresh()["a1"].phase is Phase.LOST
+    now_s += 1.0
+    runs.settle("a1")
+    assert not runs.refresh()["a1"].exit.clean
+    now_s, is_gone = now_s + AGAIN_S, True
+    runs.settle("a1")
+    assert runs.refresh()["a1"].exit.clean
 
 
 @pytest.mark.parametrize("name", ["claim", "started", "stop", "exit"])
