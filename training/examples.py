@@ -92,3 +92,20 @@ class Epochs:
     def batches(self, number: int) -> Sequence[torch.Tensor]:
         """The indices of every step of epoch `number`."""
         return shuffled(self.count, self.batch_size, seed=self.seed, epoch=number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """Rounds of `steps` batches, each drawn at random from `count` examples, for collections too large for epochs."""
+
+    count: int
+    batch_size: int
+    seed: int
+    steps: int
+    total: int
+    word: str = "round"
+
+    def batches(self, number: int) -> Sequence[torch.Tensor]:
+        """The indices of every step of round `number`."""
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * number)
+        return torch.randint(self.count, (self.steps, self.batch_size), generator=generator).unbind()

@@ -104,7 +104,7 @@ def train_round(
     counts: list[int] = []
     for position, batch in enumerate(batches):
         # What is drawn at random follows from the step, so that a run that was broken off draws the same.
-        torch.manual_seed(options.seed + 1_000_003 * (before + position) + 7_919 * ranks.rank)
+        torch.manual_seed(options.seed + 1_000_003 * (before + position) + 7_919 * strategy.part)
         losses[position], count = train_step(strategy, examples, batch, position, options)
         counts.append(count)
         strategy.update(rate_at(before + position + 1, rounds.total * rounds.steps, options))
@@ -165,13 +165,18 @@ def tell(score: Score, number: int, rounds: Rounds, *, rate: float) -> None:
     )
 
 
-def exit_code(outcome: Outcome, min_accuracy: float, options: FitOptions, ranks: Ranks) -> int:
-    """What a recipe ends with: 1 when the loss diverged or the accuracy is below `min_accuracy`, and stderr says so."""
+def failure_of(outcome: Diverged | None, options: FitOptions) -> int:
+    """What a recipe ends with that was asked to stop, or whose loss diverged, which stderr says."""
     if outcome is None:
         return STOPPED
-    if isinstance(outcome, Diverged):
-        print(f"{outcome}; lower learning_rate={options.learning_rate}", file=sys.stderr)
-        return 1
+    print(f"{outcome}; lower learning_rate={options.learning_rate}", file=sys.stderr)
+    return 1
+
+
+def exit_code(outcome: Outcome, min_accuracy: float, options: FitOptions, ranks: Ranks) -> int:
+    """What a recipe ends with: 1 when the loss diverged or the accuracy is below `min_accuracy`, and stderr says so."""
+    if not isinstance(outcome, Score):
+        return failure_of(outcome, options)
     if outcome.accuracy < min_accuracy:
         print(f"accuracy {outcome.accuracy:.4f} is below min_accuracy={min_accuracy}", file=sys.stderr)
         return 1

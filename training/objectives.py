@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
@@ -51,8 +52,10 @@ def loss_of(options: ObjectiveOptions) -> Loss:
     return by_squares if options.loss == "mse" else by_cross_entropy
 
 
-def optimizer_of(parameters: Iterable[torch.nn.Parameter], options: ObjectiveOptions) -> torch.optim.Optimizer:
-    """The optimiser of these parameters, `l2` included."""
+def optimizer_of(
+    parameters: Iterable[torch.nn.Parameter] | list[dict[str, Any]], options: ObjectiveOptions
+) -> torch.optim.Optimizer:
+    """The optimiser of these parameters, or groups of them, `l2` included."""
     rate, decay = options.learning_rate, options.l2
     if options.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=options.momentum, weight_decay=decay)

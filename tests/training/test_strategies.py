@@ -85,7 +85,12 @@ def test_asynchronous_servers_come_to_the_same_accuracy(tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["strategy=parameter-server", "servers=2"], "at least one rank that computes are 3 ranks, but the gang has 1"),
-        (["strategy=fspd"], "option strategy='fspd': did you mean fsdp? expected ddp or fsdp or parameter-server"),
+        (
+            ["strategy=fspd"],
+            "option strategy='fspd': did you mean fsdp? expected ddp or fsdp or parameter-server or tensor",
+        ),
+        (["strategy=tensor"], "strategy=tensor: only the model of lm can be divided so; use ddp or fsdp"),
+        (["tensor_ranks=2"], "option tensor_ranks=2 goes with strategy=tensor, not ddp"),
         (["servers=2"], "option servers=2 goes with strategy=parameter-server, not ddp"),
         (["asynchronous=1", "strategy=fsdp"], "option asynchronous=1 goes with strategy=parameter-server, not fsdp"),
     ],

@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 MODULES = {
     "digits-mlp": "training.recipes.digits_mlp",
     "linear-regression": "training.recipes.linear_regression",
+    "lm": "training.recipes.lm",
     "softmax": "training.recipes.softmax",
     "text-cnn": "training.recipes.text_cnn",
 }

@@ -8,6 +8,10 @@ from training.ranks import Ranks
 from training.strategies.data_parallel import Replicated, Sharded
 from training.strategies.parameter_server import ParameterServer
 from training.strategies.strategy import Strategy, StrategyOptions
+from training.strategies.tensor import TensorParallel
+
+KINDS = {"ddp": Replicated, "fsdp": Sharded, "parameter-server": ParameterServer, "tensor": TensorParallel}
+OPTIONS_OF = {"servers": "parameter-server", "asynchronous": "parameter-server", "tensor_ranks": "tensor"}
 
 
 def strategy_of(network: nn.Module, loss: Loss, options: StrategyOptions, ranks: Ranks) -> Strategy:
@@ -15,10 +19,8 @@ def strategy_of(network: nn.Module, loss: Loss, options: StrategyOptions, ranks:
 
     Raises InputError for a gang it cannot run on, and for options of another strategy.
     """
-    if options.strategy == "parameter-server":
-        return ParameterServer(network, loss, options, ranks)
-    for name in ("servers", "asynchronous"):
+    for name, strategy in OPTIONS_OF.items():
         value = getattr(options, name)
-        if value != getattr(StrategyOptions(), name):
-            raise InputError(f"option {name}={value} goes with strategy=parameter-server, not {options.strategy}")
-    return (Sharded if options.strategy == "fsdp" else Replicated)(network, loss, options, ranks)
+        if options.strategy != strategy and value != getattr(StrategyOptions(), name):
+            raise InputError(f"option {name}={value} goes with strategy={strategy}, not {options.strategy}")
+    return KINDS[options.strategy](network, loss, options, ranks)

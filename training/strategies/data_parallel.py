@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +21,11 @@ class DataParallel:
     def __init__(self, network: nn.Module, loss: Loss, options: ObjectiveOptions, ranks: Ranks) -> None:
         self._network, self._loss, self._options, self._ranks = network, loss, options, ranks
         self._optimizer = optimizer_of(network.parameters(), options)
+
+    @property
+    def part(self) -> int:
+        """See Strategy."""
+        return self._ranks.rank
 
     def share(self, batch: torch.Tensor, number: int) -> torch.Tensor:
         """See Strategy."""
@@ -79,23 +85,33 @@ class Sharded(DataParallel):
     The members of `nn.Sequential` and `nn.ModuleList` are gathered one after the other, when it is their turn.
     """
 
-    def __init__(self, network: nn.Module, loss: Loss, options: ObjectiveOptions, ranks: Ranks) -> None:
-        super().__init__(_sharded(network.to(ranks.device)), loss, options, ranks)
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Loss,
+        options: ObjectiveOptions,
+        ranks: Ranks,
+        *,
+        mesh: DeviceMesh | None = None,
+    ) -> None:
+        """`mesh` are the ranks that parts are for, all of the gang by default."""
+        self._averaged = mesh.size() if mesh else ranks.world_size
+        super().__init__(_sharded(network.to(ranks.device), mesh), loss, options, ranks)
 
     def add_gradients(self, inputs: torch.Tensor, targets: torch.Tensor, *, scale: float, last: bool) -> torch.Tensor:
         """See Strategy."""
         assert isinstance(self._network, FSDPModule)
         self._network.set_requires_gradient_sync(last)
         # FSDP averages too.
-        return self._backward(self._network, inputs, targets, scale * self._ranks.world_size)
+        return self._backward(self._network, inputs, targets, scale * self._averaged)
 
 
-def _sharded(network: nn.Module) -> nn.Module:
+def _sharded(network: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
     """The same network with its parameters replaced by their parts. Inner modules come before those around them."""
     for module in reversed(list(network.modules())):
         if isinstance(module, nn.Sequential | nn.ModuleList):
             for member in module:
                 if any(True for _ in member.parameters()):
-                    fully_shard(member)
-    fully_shard(network)
+                    fully_shard(member, mesh=mesh)
+    fully_shard(network, mesh=mesh)
     return network

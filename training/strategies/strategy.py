@@ -8,13 +8,14 @@ import torch
 from training.objectives import ObjectiveOptions, add_l1
 from training.options import option
 
-STRATEGIES = ("ddp", "fsdp", "parameter-server")
+STRATEGIES = ("ddp", "fsdp", "parameter-server", "tensor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrategyOptions(ObjectiveOptions):
     """`strategy`: with `ddp`, every rank holds the whole model; with `fsdp`, each holds a part of every weight; with
-    `parameter-server`, the last `servers` ranks hold the weights and the others compute gradients.
+    `parameter-server`, the last `servers` ranks hold the weights and the others compute gradients; with `tensor`,
+    groups of `tensor_ranks` ranks, 0 for all of the gang, divide the work on every example, and the groups each batch.
 
     With `asynchronous=1`, servers apply each gradient as it comes, instead of one sum from all for each batch.
     """
@@ -22,10 +23,16 @@ class StrategyOptions(ObjectiveOptions):
     strategy: str = option("ddp", one_of=STRATEGIES)
     servers: int = option(1, at_least=1, at_most=10_000)
     asynchronous: int = option(0, at_least=0, at_most=1)
+    tensor_ranks: int = option(0, at_least=0, at_most=10_000)
 
 
 class Strategy(Protocol):
     """One model on a gang. Every rank calls the same methods in the same order; a share of a batch may be empty."""
+
+    @property
+    def part(self) -> int:
+        """Ranks of the same part compute the same examples and have to draw the same numbers at random."""
+        ...
 
     def share(self, batch: torch.Tensor, number: int) -> torch.Tensor:
         """Which examples of the batch, the one of that number in its round, this rank computes."""
