@@ -1,6 +1,6 @@
 """The planner driven over virtual time: what windows hold, and that their joules are the planner's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,7 +18,14 @@ from tests.builders import node
 POWER = NodePower(base_w=1000.0, off_w=10.0, boot_s=300.0, boot_j=360_000.0)
 SMALL = NodePower(base_w=200.0, off_w=10.0, boot_s=100.0, boot_j=24_000.0)
 AT_ONCE = Switching(idle_s=0.0, suspend_s=0.0)
-POLICIES: list[Planner] = [fifo(spread), fifo(best_fit), easy, shortest_first, pwr_fgd(0.1), planned]
+POLICIES: list[Callable[[], Planner]] = [
+    lambda: fifo(spread),
+    lambda: fifo(best_fit),
+    lambda: easy,
+    lambda: shortest_first,
+    lambda: pwr_fgd(0.1),
+    lambda: planned,
+]
 
 
 def machine(name: str, kind: str = "a100", devices: int = 4, power: NodePower = POWER) -> Node:
@@ -130,10 +137,10 @@ def windows(draw: st.DrawFn) -> tuple[list[Node], list[Arrival]]:
 @given(windows(), st.sampled_from(POLICIES), st.sampled_from((0.0, 700.0)))
 @settings(max_examples=25, deadline=None)
 def test_energy_is_the_sum_of_its_parts_and_never_below_the_physical_bound(
-    drawn: tuple[list[Node], list[Arrival]], planner: Planner, idle_s: float
+    drawn: tuple[list[Node], list[Arrival]], policy: Callable[[], Planner], idle_s: float
 ) -> None:
     nodes, arrivals = drawn
-    window = simulate(nodes, arrivals, planner, Switching(idle_s=idle_s), pue=1.2)
+    window = simulate(nodes, arrivals, policy(), Switching(idle_s=idle_s), pue=1.2)
     gap = energy_gap(nodes, arrivals, window, pue=1.2)
     assert sorted(run.job for run in window.runs) == sorted(one.job.id for one in arrivals)
     assert all(run.wait_s >= 0 for run in window.runs)
@@ -141,7 +148,7 @@ def test_energy_is_the_sum_of_its_parts_and_never_below_the_physical_bound(
     assert gap.shape_j >= -1e-6 * gap.bound_j
     assert window.total_j == pytest.approx(gap.bound_j + gap.idle_j + gap.boot_j + gap.shape_j)
     assert gap.share >= -1e-9
-    assert window == simulate(nodes, arrivals, planner, Switching(idle_s=idle_s), pue=1.2)
+    assert window == simulate(nodes, arrivals, policy(), Switching(idle_s=idle_s), pue=1.2)
 
 
 @given(windows())
