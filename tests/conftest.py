@@ -24,6 +24,9 @@ _numbers = itertools.count()
 settings.register_profile("no-timing", deadline=None)  # how long an example takes says more about the machine
 settings.load_profile("no-timing")
 
+# Several processes compute at once in most tests: with a thread for each core each of them is slower. Before numpy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A shell that starts something in the background lets it ignore these, and so would everything that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
