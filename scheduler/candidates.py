@@ -302,7 +302,7 @@ class _Kept:
         self._free_s = kept.free_s
         self._sites = frozenset(number for number, site in enumerate(sites) if site.node.id in kept.nodes)
 
-    def from_(self, job: Job, shape: Shape) -> frozenset[int]:
+    def barred(self, job: Job, shape: Shape) -> frozenset[int]:
         """Those on which the job may not start in the shape."""
         if self._first is None or job.priority >= self._first.priority or shape.run_s <= self._free_s:
             return frozenset()
@@ -316,7 +316,7 @@ def _options(
     options: list[Option] = []
     for index in stake.shapes:
         shape = job.shapes[index]
-        barred = kept.from_(job, shape)
+        barred = kept.barred(job, shape)
         demand = (shape.kind, shape.devices, shape.millicores, shape.memory_bytes, shape.in_container, barred)
         if demand not in asked:
             asked[demand] = tuple(

@@ -84,7 +84,7 @@ def _free_s(node: Node, shape: Shape, releases: Sequence[_Release]) -> float:
     if not can_contain(node, shape):
         return math.inf
     for after_s, devices, millicores, memory_bytes in _rooms(node, shape.kind, releases):
-        if (devices >= shape.devices) and millicores >= shape.millicores and memory_bytes >= shape.memory_bytes:
+        if devices >= shape.devices and millicores >= shape.millicores and memory_bytes >= shape.memory_bytes:
             return after_s
     return math.inf
 
@@ -125,7 +125,7 @@ class Kept:
         if job.id == self._reservation.job:
             names = self._reservation.nodes
             listed = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-            message = f"it has been overtaken for long enough: {listed} kept for it, expected to have room in {after}"
+            message = f"it has been overtaken for long enough: kept for it, with room in {after}, are {listed}"
             return (Reason(code="nodes_kept", message=message),)
         if any(fits(shape, free) and not fits(shape, self._rooms) for shape in job.shapes):
             message = (

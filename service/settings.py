@@ -1,6 +1,7 @@
 """Settings of every process of the service, read once from `ERGON_` environment variables."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
@@ -49,7 +50,7 @@ class Settings(BaseModel):
     queues: Annotated[tuple[Name, ...], BeforeValidator(_split)] = Field(default=("default",), min_length=1)
     pue: float = Field(default=1.0, ge=1.0, le=10.0)
     price_per_kwh: float | None = Field(default=None, ge=0.0, le=1e6)
-    currency: str = Field(default="EUR", pattern="^[A-Z]{3}$")
+    currency: str = "EUR"
     carbon_g_per_kwh: float | None = Field(default=None, ge=0.0, le=1e6)
     lease_s: float = Field(default=300.0, ge=1.0, le=86_400.0)
     tick_s: float = Field(default=10.0, ge=0.1, le=3_600.0)
@@ -69,6 +70,13 @@ class Settings(BaseModel):
     def _is_postgresql(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("must start with postgresql://; PostgreSQL is the only database Ergon runs on")
+        return value
+
+    @field_validator("currency")
+    @classmethod
+    def _is_currency(cls, value: str) -> str:
+        if not re.fullmatch("[A-Z]{3}", value):
+            raise ValueError("must be three capital letters, as in ISO 4217: EUR, USD, SEK")
         return value
 
     @model_validator(mode="after")
