@@ -57,6 +57,10 @@ LONGEST_SILENCE_S = 10.0
 three such times gets nothing new."""
 FAREWELL_S = 5.0
 """How long an agent that stopped everything tries to say so before it leaves anyway."""
+MOST_INSISTS = 3
+PEACE_S = 60.0
+"""How often an agent registers again that another registration has displaced, until it had its node in peace for so
+long: two that live do not take the node from each other for ever, and a few late messages displace none."""
 MAX_READINGS = 10_000
 MAX_CLEARED = 10_000
 MAX_MESSAGE = 2_000
@@ -148,7 +152,7 @@ class Agent:
         self._renewed_s = float("-inf")
         self._sent_s = float("-inf")
         self._retry_s = float("-inf")
-        self._has_insisted = False
+        self._insists, self._insisted_s = 0, float("-inf")
         self._closing = False
         self._farewell_s = float("inf")
 
@@ -216,13 +220,18 @@ class Agent:
         return True
 
     def _may_start_over(self, refused: Refused) -> bool:
-        """Once also when another registration came after ours: it may have been a copy of our own that was late, or one
-        of an agent that is dead. If it was another agent's, that one insists as well, and we yield."""
+        """A few times also when another registration came after ours: it may have been a copy of our own that was late,
+        or one of an agent that is dead. If it was another agent's, that one insists as well, and who was there first
+        yields first.
+        """
         if isinstance(refused, Forgotten):
             return True
-        insists = refused.exit_code == EXIT_REPLACED and not self._has_insisted
-        self._has_insisted |= insists
-        return insists
+        if refused.exit_code != EXIT_REPLACED:
+            return False
+        if self._now_s() - self._insisted_s > PEACE_S:
+            self._insists = 0
+        self._insists, self._insisted_s = self._insists + 1, self._now_s()
+        return self._insists <= MOST_INSISTS
 
     def _start_over(self) -> bool:
         """Join again, and hear anew what to hold: the service has forgotten what it said. Ranks go on meanwhile, as

@@ -18,6 +18,7 @@ from service.db import Record, snapshot
 from service.power_pools import PowerPool, pool_of
 from service.power_states import LINGER_S, Due, Event, Way, due
 from service.store import alarms as alarm_store
+from service.store import attempts as attempt_store
 from service.store import cycles as cycle_store
 from service.store import nodes as node_store
 from service.store import power as store
@@ -64,6 +65,8 @@ class Switching:
                 continue
             if row.power in ON_THE_WAY:
                 self._go_on(row, pool, term)
+            elif row.power == PowerState.ON.value and row.state == NodeState.LOST.value and row.hook_failures:
+                self._change(row, Event.WENT, term)
             elif row.hook_retry_at is None or row.hook_retry_at <= self._now():
                 self._keep(row, term)
 
@@ -145,6 +148,8 @@ class Switching:
             node = _locked(tx, row, term)
             if node is None:
                 return
+            if event is Event.WENT and attempt_store.held_members(tx, node.id):
+                return  # a job that waits for it to come back may still run there
             if event is Event.WENT and node.state == NodeState.READY.value:
                 seen_at = node.last_seen_at
                 nodes.lose(tx, node.id, last_seen_at=seen_at, max_attempts=self._max_attempts, now=now)

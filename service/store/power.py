@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
-from protocol.states import PowerState
+from protocol.states import NodeState, PowerState
 from service.db import Record
 from service.models import members, nodes, power_spells
 
@@ -21,9 +21,13 @@ def change_power(tx: Connection, node_id: str, state: PowerState, *, now: dateti
 
 
 def unsettled(tx: Connection) -> Sequence[Record]:
-    """Nodes that are on their way off or on, or whose state an administrator has decided, by name."""
+    """Nodes by name that are on their way off or on, whose state an administrator has decided, or that were lost after
+    their `off` command had failed.
+    """
     moving = nodes.c.power.in_((PowerState.SUSPENDING.value, PowerState.BOOTING.value))
-    return tx.execute(select(nodes).where(or_(moving, nodes.c.power_kept.is_not(None))).order_by(nodes.c.id)).all()
+    gone = and_(nodes.c.power == PowerState.ON.value, nodes.c.state == NodeState.LOST.value, nodes.c.hook_failures > 0)
+    query = select(nodes).where(or_(moving, nodes.c.power_kept.is_not(None), gone))
+    return tx.execute(query.order_by(nodes.c.id)).all()
 
 
 def boots_since(tx: Connection, since: datetime) -> dict[str, int]:

@@ -80,19 +80,35 @@ def test_a_lease_counts_from_when_its_renewal_was_sent(tmp_path: Path) -> None:
     assert asked_s < node.folder.lease.fence_at_s < asked_s + 65.0 + 1.0
 
 
-def test_an_agent_is_not_turned_away_by_a_late_copy_of_its_own_registration(engine: Engine, tmp_path: Path) -> None:
+def test_an_agent_is_not_turned_away_by_late_copies_of_its_own_registration(engine: Engine, tmp_path: Path) -> None:
     world = World(1)
     api = Api(world, Database(world, engine), Settings(data_dir=tmp_path, lease_s=20.0))
     node = Node(world, "n1", 1, tmp_path, api)
     world.run(3.0)
     late = RegisterRequest(protocol=PROTOCOL_VERSION, report=node.machine.inventory())
     answers: list[RegisterResponse] = []
-    api.register("n1", late.model_dump_json(), answers.append)
-    world.run(30.0)
+    for until_s in (15.0, 30.0):
+        api.register("n1", late.model_dump_json(), answers.append)
+        world.run(until_s)
     with engine.connect() as tx:
         row = find_node(tx, "n1")
     assert row is not None
     assert row.state == "ready"
-    assert row.incarnation > answers[0].incarnation, "the agent has registered once more"
+    assert row.incarnation > answers[-1].incarnation, "the agent has registered once more"
     assert (api.now() - row.last_seen_at).total_seconds() < 20.0
     assert not any("ends" in line for line in world.trace)
+
+
+def test_of_two_agents_that_live_the_first_yields(engine: Engine, tmp_path: Path) -> None:
+    world = World(1)
+    api = Api(world, Database(world, engine), Settings(data_dir=tmp_path, lease_s=20.0))
+    node = Node(world, "n1", 1, tmp_path, api)
+    world.run(3.0)
+    node.start_second()
+    world.run(60.0)
+    [end] = [line for line in world.trace if "ends" in line]
+    assert "code 3" in end
+    with engine.connect() as tx:
+        row = find_node(tx, "n1")
+    assert row is not None
+    assert (api.now() - row.last_seen_at).total_seconds() < 20.0
