@@ -95,6 +95,7 @@ def command_line() -> argparse.ArgumentParser:
         help="CPU slots to offer: a count (4), a range (0-3) or numbers (0,2); 0 for none; "
         "every core unless there is a GPU",
     )
+    parser.add_argument("--no-gpus", action="store_true", help="offer none: another agent of this machine does")
     parser.add_argument("--address", help="where other nodes reach this one; the address that reaches the service")
     parser.add_argument("--interface", help="network interface between the nodes; the one that has the address")
     parser.add_argument("--memory", type=int, help="main memory to offer in bytes; all, or the share of the CPU slots")
@@ -140,7 +141,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         trust = ssl.create_default_context(cafile=options.ca) if options.ca else None
     except (OSError, ValueError) as error:
         raise BadArgument(f"--ca {options.ca} cannot be used: {error}; name a file with a certificate") from error
-    gpus = list_gpus()
+    gpus = [] if options.no_gpus else list_gpus()
     try:
         slots = None if options.cpu_slots is None else parse_slots(options.cpu_slots)
     except ValueError as error:

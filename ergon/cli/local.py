@@ -127,12 +127,12 @@ def _start_service(family: Family) -> str:
 
 
 def _agents(family: Family, url: str, settings: LocalSettings) -> dict[str, list[str]]:
-    """The command of each agent. No two share a slot: a slot is a device, and a device belongs to one node."""
+    """The command of each agent. A device belongs to one node: no two share a slot, and the first has the GPUs."""
     commands: dict[str, list[str]] = {}
     for number, name in enumerate(node_names(settings.agents)):
         first = number * settings.slots_per_agent
         slots = f"{first}-{first + settings.slots_per_agent - 1}"
-        commands[name] = _agent(family, url, name, slots)
+        commands[name] = _agent(family, url, name, slots) + (["--no-gpus"] if number else [])
     return commands
 
 

@@ -74,6 +74,7 @@ def test_agents_get_slots_of_their_own_and_a_secret_token(tmp_path: Path) -> Non
     start_and_stop(settings(tmp_path))
     agents = [call["arguments"] for call in calls(tmp_path) if call["arguments"][0] == "workers"]
     assert sorted(words[words.index("--cpu-slots") + 1] for words in agents) == ["0-2", "3-5"]
+    assert sorted("--no-gpus" in words for words in agents) == [False, True], "a GPU belongs to one node"
     for name in ("node-1", "node-2"):
         token = tmp_path / "agents" / name / "token"
         assert token.read_text().strip() == f"token-of-{name}"
