@@ -24,7 +24,7 @@ class Event(Enum):
     """What changes a power state."""
 
     CLOSE = auto()  # nothing runs there, and it is to go off
-    WENT = auto()  # its agent is silent after its `off` command, or lost after one that failed: it may have worked
+    WENT = auto()  # its `off` command ended well, and its agent is silent
     STAYED = auto()  # it does not go off: the command failed, or its agent is still heard
     CALL = auto()  # it is to come on
     HEARD = auto()  # its agent registered, or was heard again
@@ -33,8 +33,7 @@ class Event(Enum):
 
 CHANGES: dict[tuple[PowerState, Event], PowerState] = {
     (ON, Event.CLOSE): SUSPENDING,
-    (ON, Event.WENT): OFF,
-    (ON, Event.CALL): BOOTING,  # it was lost: a person has it switched on
+    (ON, Event.CALL): BOOTING,  # it was lost: a person has it switched on, or its `off` command failed before
     (SUSPENDING, Event.WENT): OFF,
     (SUSPENDING, Event.STAYED): ON,
     (OFF, Event.CALL): BOOTING,

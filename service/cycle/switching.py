@@ -18,7 +18,6 @@ from service.db import Record, snapshot
 from service.power_pools import PowerPool, pool_of
 from service.power_states import LINGER_S, Due, Event, Way, due
 from service.store import alarms as alarm_store
-from service.store import attempts as attempt_store
 from service.store import cycles as cycle_store
 from service.store import nodes as node_store
 from service.store import power as store
@@ -65,8 +64,8 @@ class Switching:
                 continue
             if row.power in ON_THE_WAY:
                 self._go_on(row, pool, term)
-            elif row.power == PowerState.ON.value and row.state == NodeState.LOST.value and row.hook_failures:
-                self._change(row, Event.WENT, term)
+            elif _may_have_gone(row):
+                self._change(row, Event.CALL, term)
             elif row.hook_retry_at is None or row.hook_retry_at <= self._now():
                 self._keep(row, term)
 
@@ -148,8 +147,6 @@ class Switching:
             node = _locked(tx, row, term)
             if node is None:
                 return
-            if event is Event.WENT and attempt_store.held_members(tx, node.id):
-                return  # a job that waits for it to come back may still run there
             if event is Event.WENT and node.state == NodeState.READY.value:
                 seen_at = node.last_seen_at
                 nodes.lose(tx, node.id, last_seen_at=seen_at, max_attempts=self._max_attempts, now=now)
@@ -185,6 +182,12 @@ def _locked(tx: Connection, row: Record, term: int) -> Record | None:
     ):
         return None
     return node
+
+
+def _may_have_gone(row: Record) -> bool:
+    """Whether its `off` command may have worked although it failed: it is lost since, and is to come back."""
+    lost = row.power == PowerState.ON.value and row.state == NodeState.LOST.value
+    return lost and row.hook_failures > 0 and row.power_kept != PowerState.OFF.value
 
 
 def _way(row: Record) -> Way:

@@ -22,7 +22,7 @@ def ago(seconds: float) -> datetime:
 @pytest.mark.parametrize(
     ("state", "told"),
     [
-        (ON, {Event.CLOSE: SUSPENDING, Event.CALL: BOOTING, Event.WENT: OFF}),
+        (ON, {Event.CLOSE: SUSPENDING, Event.CALL: BOOTING}),
         (SUSPENDING, {Event.WENT: OFF, Event.STAYED: ON}),
         (OFF, {Event.CALL: BOOTING, Event.HEARD: ON}),
         (BOOTING, {Event.HEARD: ON, Event.MISSING: OFF}),

@@ -191,22 +191,24 @@ def test_a_command_that_fails_leaves_the_node_open_and_is_tried_again(site: Site
     assert cluster.alarms() == {}
 
 
-def test_a_node_that_is_lost_after_its_command_failed_is_off_and_boots_for_a_job(site: Site) -> None:
+def test_a_node_that_is_lost_after_its_command_failed_is_booted(site: Site) -> None:
     cluster = site.cluster
     cluster.join("n1")
     site.step(POOL.idle_s, "n1")
     site.hooks.end("n1", "did not end within 60 s")
-    job = cluster.submit(devices_per_node=2, on_disconnect="wait")
+    waits = cluster.submit(devices_per_node=1, on_disconnect="wait")
+    other = cluster.submit(devices_per_node=1)
     site.step()
-    assert states(cluster, job) == ["starting"]
-    cluster.join("other", slots=1)
-    for _ in range(5):
-        site.step(cluster.settings.lease_s / 4, "other")
-    assert site.power("n1") == ["on"], "the job may run there still"
-    cluster.confirm_down("n1")
-    site.step(60, "other")
+    assert states(cluster, waits, other) == ["starting", "starting"]
+    cluster.lose("n1")
+    site.step(20)
     assert site.power("n1") == ["booting"]
-    assert site.hooks.running == {"n1": ["wake", "n1"]}
+    assert site.hooks.end("n1") == ["wake", "n1"]
+    cluster.join("n1", boot_id="boot-2")
+    assert site.power("n1") == ["on"]
+    assert cluster.node("n1").power_fault is None
+    site.step(60, "n1")
+    assert states(cluster, waits, other) == ["starting", "starting"], "what it was given meanwhile starts again"
 
 
 def test_a_node_that_stays_on_in_spite_of_its_command_is_used_again(site: Site) -> None:
