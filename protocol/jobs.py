@@ -329,6 +329,21 @@ class CheckpointView(CheckpointMark):
     at: datetime = Field(description="When the service heard of it.")
 
 
+class ExpectedView(View):
+    """How long a job is expected to run: all of it, or what is left once it runs. Nothing happens when that is over."""
+
+    seconds: float = Field(description="As likely to be more as to be less.")
+    low_s: float = Field(description="It takes less in one of ten cases.")
+    high_s: float = Field(description="It takes more in one of ten cases.")
+    kind: str = Field(description="On devices of this kind; empty where that makes no difference.")
+    source: str = Field(
+        description="What it follows from, the most believed first: `progress`, `past_runs`, `other_sizes`, "
+        "`corrected_estimate`, `estimate`, `time_limit`, `default`."
+    )
+    runs: int = Field(default=0, description="How many past runs it follows from.")
+    because: str = Field(description="The source in words, such as `from 5 runs of the same work`.")
+
+
 class ArrayPlace(View):
     """Where a job stands in its array."""
 
@@ -368,6 +383,11 @@ class JobView(View):
     priority: int = Field(default=0, description="The priority in force; it may have been changed since submission.")
     array: ArrayPlace | None = Field(default=None, description="Its place in an array, if it is part of one.")
     resubmitted_from: str | None = Field(default=None, description="The job it is a new run of.")
+    signature: str | None = Field(
+        default=None,
+        description="The same for all jobs that do the same work: equal command or recipe, code, environment, image, "
+        "interpreter, requirements and datasets. Absent from jobs of an older service.",
+    )
     not_before: datetime | None = Field(default=None, description="The next attempt starts at this time or later.")
     reason: str | None = Field(default=None, description="Why it ended, in a sentence; absent while it has not.")
     exit_code: int | None = None
@@ -381,6 +401,9 @@ class JobView(View):
     )
     verdict: VerdictView | None = None
     progress: ProgressView | None = None
+    expected: ExpectedView | None = Field(
+        default=None, description="How long it will run; absent once it has ended, and in listings."
+    )
     checkpoint: CheckpointView | None = Field(default=None, description="Absent before the first.")
     attempts: list[AttemptView] = []
 

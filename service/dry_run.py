@@ -19,7 +19,7 @@ from scheduler.plan import Outcome, Placement, Verdict
 from scheduler.problem import Job, Problem
 from scheduler.reserve import Kept
 from scheduler.validate import packs, validate
-from service import submission
+from service import run_times, submission
 from service.auth import Person
 from service.cycle.problem import planned_job, read_problem, verdict_view
 from service.dependencies import Waits
@@ -59,9 +59,13 @@ def read(
     prefixes = [f"jobs.{index}." for index in range(len(specs))]
     waits = submission.check(tx, person, specs, prefixes=prefixes, queues=queues, lock=False)
     problem, _ = read_problem(tx, pue=pue, overtaken_s=overtaken_s, now=now, pools=pools)
+    works = [(person.id, run_times.signature(spec)) for spec in specs]
+    times = run_times.read(tx, works)
     asked = [
-        planned_job(spec, problem.nodes, job_id=f"asked-{index}", order=LAST + index)
-        for index, spec in enumerate(specs)
+        planned_job(
+            spec, problem.nodes, times, work, job_id=f"asked-{index}", priority=spec.priority, order=LAST + index
+        )
+        for index, (spec, work) in enumerate(zip(specs, works, strict=True))
     ]
     free = tuple(job for job, wait in zip(asked, waits, strict=True) if not wait.open)
     return DryRun(specs=specs, waits=waits, jobs=asked, problem=replace(problem, jobs=problem.jobs + free))

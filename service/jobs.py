@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from protocol.jobs import EventPage, JobPage, JobView, MetricPage
 from protocol.states import FINAL_JOB_STATES, EndReason, JobState
-from service import attempts, dependencies, views
+from service import attempts, dependencies, run_times, views
 from service.auth import Person
 from service.db import Record, notify
 from service.lifecycle import check_job_change
@@ -26,6 +26,20 @@ def get(tx: Connection, person: Person, job_id: str) -> JobView:
     """
     row = find(tx, person, job_id)
     return views.job(row, attempt_store.list_attempts(tx, job_id), attempt_store.members_of_job(tx, job_id))
+
+
+def look(tx: Connection, person: Person, job_id: str, *, now: datetime) -> JobView:
+    """One job with all its attempts, and how long it is expected to run. Raises UnknownJob as `get` does."""
+    view = get(tx, person, job_id)
+    if view.state in FINAL_JOB_STATES:
+        return view
+    held = attempt_store.held_work(tx, job_id)
+    row = find(tx, person, job_id)
+    work = (row.user_id, row.signature)
+    times = run_times.read(tx, [work])
+    running = next((member for member in held if member.epoch == view.epoch), None)
+    kind, time = (running.kind, times.left(running, now)) if running else times.best_known(work, view.spec)
+    return view.model_copy(update={"expected": run_times.view(time, kind)})
 
 
 def find(tx: Connection, person: Person, job_id: str) -> Record:

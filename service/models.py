@@ -213,6 +213,8 @@ jobs = Table(
     Column("queue", Text, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("spec", JSONB, nullable=False),
+    # Which of its user's jobs do the same work (`service.run_times.signature`); null for a job of before.
+    Column("signature", Text, nullable=True),
     Column("state", Text, nullable=False),
     Column("reason", Text, nullable=True),
     Column("exit_code", Integer, nullable=True),
@@ -237,6 +239,8 @@ jobs = Table(
     Column("trimmed", Boolean, nullable=False, server_default="false"),
     Column("verdict", JSONB(none_as_null=True), nullable=True),
     Column("progress", JSONB(none_as_null=True), nullable=True),
+    # How fast it gets on (`scheduler.pace.Pace`), and the attempt that this is about.
+    Column("pace", JSONB(none_as_null=True), nullable=True),
     # The latest checkpoint that was reported, and when. It only moves to a later attempt, or a later step of the same.
     Column("checkpoint_epoch", Integer, nullable=True),
     Column("checkpoint_step", BigInteger, nullable=True),
@@ -252,6 +256,19 @@ jobs = Table(
     CheckConstraint("num_nulls(checkpoint_epoch, checkpoint_step, checkpoint_at) IN (0, 3)", name="checkpoint"),
     CheckConstraint("checkpoint_epoch <= epoch", name="checkpoint_epoch"),
     Index("jobs_user_id_seq_idx", "user_id", "seq"),
+    Index(
+        "jobs_past_runs_idx",
+        "user_id",
+        "signature",
+        "ended_at",
+        postgresql_where=text("state = 'succeeded' AND signature IS NOT NULL"),
+    ),
+    Index(
+        "jobs_past_estimates_idx",
+        "user_id",
+        "ended_at",
+        postgresql_where=text("state = 'succeeded' AND (spec ->> 'expected_run_s') IS NOT NULL"),
+    ),
     Index("jobs_ended_at_idx", "ended_at", postgresql_where=text("ended_at IS NOT NULL")),
     Index("jobs_queued_idx", "priority", "seq", postgresql_where=text("state = 'queued'")),
     Index("jobs_array_key", "array_id", "array_index", unique=True, postgresql_where=text("array_id IS NOT NULL")),

@@ -12,7 +12,7 @@ from protocol.batch import BatchItem, BatchView
 from protocol.errors import FieldError
 from protocol.jobs import MAX_BATCH, JobSpec, JobView, Reason, VerdictView
 from protocol.states import FINAL_JOB_STATES, JobState
-from service import archives, dependencies, jobs, verdicts
+from service import archives, dependencies, jobs, run_times, verdicts
 from service.auth import Person
 from service.cycle.problem import why_never
 from service.db import Record, notify
@@ -266,6 +266,7 @@ def _row(spec: JobSpec, source: Source, *, held: bool, now: datetime) -> dict[st
         "queue": spec.queue,
         "priority": spec.priority,
         "spec": spec.model_dump(mode="json"),
+        "signature": run_times.signature(spec),
         "state": (JobState.HELD if held else JobState.QUEUED).value,
         "epoch": 0,
         "version": 1,

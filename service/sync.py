@@ -12,7 +12,8 @@ from protocol.nodes import PowerSample
 from protocol.progress import ProgressLine
 from protocol.states import AttemptState, Desired, NodeState
 from protocol.sync import Assignment, DeviceGrant, MemberReport, StreamChunk, SyncRequest, SyncResponse
-from service import attempts, nodes, power
+from scheduler.pace import Line
+from service import attempts, nodes, power, run_times
 from service.db import Record, notify
 from service.power_states import Event
 from service.refusals import StaleIncarnation, StaleReport, UnknownIncarnation
@@ -193,13 +194,16 @@ def _take_chunk(tx: Connection, member: Record, chunk: StreamChunk, *, now: date
 def _take_progress(tx: Connection, member: Record, rank: int, data: bytes, *, now: datetime) -> None:
     """Lines that are no progress are a mistake of the user's script: they are kept as output and otherwise ignored."""
     points: list[dict[str, object]] = []
+    lines: list[Line] = []
     latest: dict[str, object] = {}
     for line in data.splitlines():
         try:
             progress = ProgressLine.model_validate_json(line)
         except ValidationError:
             continue
-        latest |= progress.model_dump(exclude_none=True, exclude={"metrics"})
+        counts = progress.model_dump(exclude_none=True, exclude={"metrics"})
+        lines.append(Line(rank=rank, **counts))
+        latest |= counts
         latest["metrics"] = {**_dict(latest.get("metrics")), **progress.metrics}
         for name, value in progress.metrics.items():
             points.append(
@@ -220,7 +224,8 @@ def _take_progress(tx: Connection, member: Record, rank: int, data: bytes, *, no
             return  # an attempt of before: its values are kept, but are not the job's progress any more
         known = _dict(job.progress)
         metrics = {**_dict(known.get("metrics")), **_dict(latest.get("metrics"))}
-        job_store.set_progress(tx, member.job_id, {**known, **latest, "metrics": metrics})
+        pace = run_times.heard(job.pace, member.epoch, lines, now)
+        job_store.set_progress(tx, member.job_id, {**known, **latest, "metrics": metrics}, pace)
 
 
 def _dict(value: object) -> dict[str, object]:

@@ -39,6 +39,7 @@ def job(
         priority=row.priority,
         array=_array_place(row, array_states or {}) if row.array_id else None,
         resubmitted_from=row.origin_id,
+        signature=row.signature,
         not_before=row.not_before,
         reason=row.reason,
         exit_code=row.exit_code,

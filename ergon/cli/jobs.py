@@ -25,7 +25,7 @@ from ergon.cli.output import (
 from ergon.cli.units import show_duration, show_size
 from ergon.client import Client, Stream
 from ergon.errors import ErgonError
-from protocol.jobs import ArrayView, JobSpec, JobView, LogView, ProgressView
+from protocol.jobs import ArrayView, ExpectedView, JobSpec, JobView, LogView, ProgressView
 from protocol.states import FINAL_JOB_STATES, JobState
 
 NEWEST = 20
@@ -170,6 +170,8 @@ def _describe(job: JobView) -> None:
             line(f"          {reason.message} ({reason.code})")
     if job.progress:
         line(f"progress  {describe_progress(job.progress)}")
+    if job.expected:
+        line(f"expected  {_describe_expected(job.expected, runs=job.state is JobState.RUNNING)}")
     if job.checkpoint:
         line(f"saved     step {job.checkpoint.step} of attempt {job.checkpoint.epoch}, {local_time(job.checkpoint.at)}")
     for attempt in job.attempts:
@@ -183,6 +185,13 @@ def _describe(job: JobView) -> None:
             facts += [str(fact) for fact in (member.reason, member.message) if fact]
             ended = f" ({', '.join(facts)})" if facts else ""
             line(f"  {member.node}: {', '.join(member.devices) or 'no device'}: {member.state}{ended}")
+
+
+def _describe_expected(expected: ExpectedView, *, runs: bool) -> str:
+    """Such as `ends in about 2h 10m (1h 50m to 2h 40m), from its progress`."""
+    about, low, high = (show_duration(seconds) for seconds in (expected.seconds, expected.low_s, expected.high_s))
+    where = f" on {expected.kind}" if expected.kind and not runs else ""
+    return f"{'ends in' if runs else 'runs for'} about {about}{where} ({low} to {high}), {expected.because}"
 
 
 def describe_request(spec: JobSpec) -> str:

@@ -66,9 +66,9 @@ def list_jobs(
 
 @router.get("/{job_id}", responses=refused(UnknownJob))
 def get_job(job_id: JobId, parts: PartsDep, person: PersonDep) -> JobView:
-    """One job with all its attempts."""
+    """One job with all its attempts, and how long it is expected to run."""
     with parts.engine.begin() as tx:
-        return jobs.get(tx, person, job_id)
+        return jobs.look(tx, person, job_id, now=parts.now())
 
 
 @router.post("/{job_id}/cancel", responses=refused(UnknownJob, JobEnded))

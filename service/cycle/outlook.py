@@ -9,8 +9,9 @@ from sqlalchemy import Connection
 from protocol.jobs import JobSpec
 from scheduler.demand import Outlook
 from scheduler.problem import Job, Problem, Shape
+from scheduler.runtimes import SHORTEST_RUN_S
 from scheduler.validate import has_several_kinds
-from service.cycle.shapes import SHORTEST_RUN_S, shapes_of
+from service.cycle.shapes import shapes_of
 from service.store import jobs as job_store
 
 PAST = 5_000
@@ -65,4 +66,4 @@ def foresees(problem: Problem) -> bool:
 
 
 def _wanted(spec: JobSpec, problem: Problem) -> tuple[Shape, ...]:
-    return tuple(replace(shape, run_s=SHORTEST_RUN_S) for shape in shapes_of(spec, problem.nodes))
+    return shapes_of(spec, problem.nodes, lambda kind: SHORTEST_RUN_S)

@@ -15,11 +15,14 @@ from scheduler.plan import Reason as PlanReason
 from scheduler.power import InstalledDevice, Inventory, boots_in, default_wait_w, node_power
 from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, Problem, Shape
 from scheduler.reserve import reserve
+from scheduler.runtimes import SHORTEST_RUN_S
+from service import run_times
 from service.cycle.claims import PATIENCE_S, Claim, without
 from service.cycle.running import read_running
-from service.cycle.shapes import remaining_s, shapes_of
+from service.cycle.shapes import shapes_of
 from service.db import Record
 from service.power_pools import PowerPool, pool_of
+from service.run_times import RunTimes, Work
 from service.store import attempts as attempt_store
 from service.store import jobs as job_store
 from service.store import nodes as node_store
@@ -75,11 +78,13 @@ def read_problem(
     """
     node_rows = node_store.list_nodes(tx)
     job_rows = job_store.list_queued(tx, MAX_PENDING, now=now)
-    nodes = _nodes(tx, node_rows, now, quiet, pools)
+    held_rows = attempt_store.held_work(tx)
+    times = run_times.read(tx, [(row.user_id, row.signature) for row in (*job_rows, *held_rows)])
+    nodes = _nodes(tx, node_rows, held_rows, times, now, quiet, pools)
     claimed = {claim.job for claim in claims}
     problem = Problem(
         nodes=without(nodes, claims),
-        jobs=tuple(_job(row, nodes) for row in job_rows if row.id not in claimed),
+        jobs=tuple(_job(row, nodes, times) for row in job_rows if row.id not in claimed),
         pue=pue,
     )
     overtaken = {row.id for row in job_rows if (now - row.submitted_at).total_seconds() > overtaken_s}
@@ -121,17 +126,19 @@ def why_never(tx: Connection, specs: Sequence[JobSpec]) -> list[tuple[Reason, ..
     known: dict[tuple[Shape, ...], tuple[Reason, ...]] = {}
     answers: list[tuple[Reason, ...]] = []
     for spec in specs:
-        shapes = shapes_of(spec, nodes)
+        shapes = shapes_of(spec, nodes, lambda kind: SHORTEST_RUN_S)  # a job can run however long it takes
         if shapes not in known:
             known[shapes] = tuple(_shown(reason) for reason in why_impossible(shapes, room))
         answers.append(known[shapes])
     return answers
 
 
-def planned_job(spec: JobSpec, nodes: Sequence[Node], *, job_id: str, order: int) -> Job:
-    """A job that is not in the database, as the planner would see it."""
-    shapes = shapes_of(spec, nodes)
-    return Job(id=job_id, priority=spec.priority, order=order, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
+def planned_job(
+    spec: JobSpec, nodes: Sequence[Node], times: RunTimes, work: Work, *, job_id: str, priority: int, order: int
+) -> Job:
+    """A job as the planner sees it, whether it is in the database or not."""
+    shapes = shapes_of(spec, nodes, lambda kind: times.whole(work, spec, kind).median_s)
+    return Job(id=job_id, priority=priority, order=order, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
 
 
 def verdict_view(verdict: Verdict, *, cycle: int | None) -> VerdictView:
@@ -157,7 +164,13 @@ def inventory_of(row: Record, devices: Sequence[Record]) -> Inventory:
 
 
 def _nodes(
-    tx: Connection, rows: Sequence[Record], now: datetime, quiet: Collection[str], pools: Sequence[PowerPool]
+    tx: Connection,
+    rows: Sequence[Record],
+    held_rows: Sequence[Record],
+    times: RunTimes,
+    now: datetime,
+    quiet: Collection[str],
+    pools: Sequence[PowerPool],
 ) -> tuple[Node, ...]:
     devices: dict[str, list[Record]] = {}
     for device in node_store.list_devices(tx):
@@ -166,12 +179,14 @@ def _nodes(
     for held in attempt_store.held_devices(tx):
         taken[held.device_id] = taken.get(held.device_id, 0) + int(held.thousandths)
     work: dict[str, list[Record]] = {}
-    for member in attempt_store.held_work(tx):
+    for member in held_rows:
         work.setdefault(member.node_id, []).append(member)
     boots = power_store.boots_since(tx, now - timedelta(hours=1)) if pools else {}
     nodes: list[Node] = []
     for row in rows:
-        node = _node(row, devices.get(row.id, []), taken, work.get(row.id, []), now)
+        held = work.get(row.id, [])
+        busy_s = max((times.left(member, now).median_s for member in held), default=0.0)
+        node = _node(row, devices.get(row.id, []), taken, held, busy_s)
         if (pool := pool_of(pools, row.id)) is not None:
             node = _switchable(node, row, pool, boots.get(row.id, 0), now)
         nodes.append(replace(node, open=False) if node.id in quiet else node)
@@ -196,10 +211,10 @@ def _empty_nodes(tx: Connection) -> tuple[Node, ...]:
     devices: dict[str, list[Record]] = {}
     for device in node_store.list_devices(tx):
         devices.setdefault(device.node_id, []).append(device)
-    return tuple(_node(row, devices.get(row.id, []), {}, [], row.last_seen_at) for row in rows)
+    return tuple(_node(row, devices.get(row.id, []), {}, [], 0.0) for row in rows)
 
 
-def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: Sequence[Record], now: datetime) -> Node:
+def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: Sequence[Record], busy_s: float) -> Node:
     return Node(
         id=row.id,
         devices=tuple(
@@ -214,7 +229,7 @@ def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: S
         on=row.power != PowerState.OFF.value,
         open=row.state == NodeState.READY.value and row.power == PowerState.ON.value and _takes_new(row),
         container_fault="" if row.container_runtime else row.container_fault or UNSAID,
-        busy_s=max((remaining_s(member, now) for member in work), default=0.0),
+        busy_s=busy_s,
     )
 
 
@@ -228,6 +243,6 @@ def _free(device: Record, taken: int) -> int:
     return 0 if device.unfit_reason is not None else WHOLE_DEVICE - taken
 
 
-def _job(row: Record, nodes: Sequence[Node]) -> Job:
-    shapes = shapes_of(JobSpec.model_validate(row.spec), nodes)
-    return Job(id=row.id, priority=row.priority, order=row.seq, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
+def _job(row: Record, nodes: Sequence[Node], times: RunTimes) -> Job:
+    spec, work = JobSpec.model_validate(row.spec), (row.user_id, row.signature)
+    return planned_job(spec, nodes, times, work, job_id=row.id, priority=row.priority, order=row.seq)

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -11,7 +10,8 @@ from protocol.jobs import JobSpec
 from protocol.states import AttemptState, Desired
 from scheduler.power import default_wait_w
 from scheduler.problem import WHOLE_DEVICE, Hold, Job, Node, Running, Shape
-from service.cycle.shapes import remaining_s, shapes_of
+from service import run_times
+from service.cycle.shapes import shapes_of
 from service.db import Record
 from service.store import attempts as attempt_store
 from service.store import nodes as node_store
@@ -29,15 +29,18 @@ def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tup
         if row.device_id in where:
             held[row.attempt_id, where[row.device_id]].append(row.device_id)
     members: dict[str, list[Record]] = defaultdict(list)
-    for row in attempt_store.held_work(tx):
+    work = attempt_store.held_work(tx)
+    for row in work:
         members[row.attempt_id].append(row)
+    times = run_times.read(tx, [(row.user_id, row.signature) for row in work])
     kinds = {device.id: device.kind for node in nodes for device in node.devices}
     prices: dict[frozenset[str], float] = {}
     found: list[Running] = []
     for attempt, rows in members.items():
         rows.sort(key=lambda row: row.member)
         spec = JobSpec.model_validate(rows[0].spec)
-        shapes = tuple(replace(shape, run_s=remaining_s(rows[0], now)) for shape in shapes_of(spec, nodes))
+        left_s = times.left(rows[0], now).median_s
+        shapes = shapes_of(spec, nodes, lambda kind, left_s=left_s: left_s)
         accepted = frozenset(shape.kind for shape in shapes)
         if accepted not in prices:
             prices[accepted] = default_wait_w(shapes, nodes)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, distinct, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, distinct, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import Range
 
 from protocol.states import AttemptState, Desired, EndReason
@@ -221,8 +221,10 @@ def held_devices(tx: Connection) -> Sequence[Record]:
     return tx.execute(query).all()
 
 
-def held_work(tx: Connection) -> Sequence[Record]:
-    """Every member that holds a node, with its attempt and job: what the snapshot takes off each node."""
+def held_work(tx: Connection, job_id: str | None = None) -> Sequence[Record]:
+    """Every member that holds a node, with its attempt and job: what the snapshot takes off each node. With `job_id`,
+    only those of one job.
+    """
     query = (
         select(
             members.c.attempt_id,
@@ -240,13 +242,24 @@ def held_work(tx: Connection) -> Sequence[Record]:
             jobs.c.priority,
             jobs.c.checkpoint_epoch,
             jobs.c.checkpoint_at,
+            jobs.c.user_id,
+            jobs.c.signature,
+            jobs.c.pace,
             jobs.c.spec,
+            kind_of(attempts.c.id).label("kind"),
         )
         .join(attempts, members.c.attempt_id == attempts.c.id)
         .join(jobs, attempts.c.job_id == jobs.c.id)
         .where(members.c.released_at.is_(None))
     )
-    return tx.execute(query).all()
+    return tx.execute(query if job_id is None else query.where(jobs.c.id == job_id)).all()
+
+
+def kind_of(attempt_id: ColumnElement[str]) -> ColumnElement[str]:
+    """The kind of an attempt's devices; empty if it has none."""
+    query = select(devices.c.kind).join(allocations, allocations.c.device_id == devices.c.id)
+    query = query.where(allocations.c.attempt_id == attempt_id).limit(1)
+    return func.coalesce(query.correlate(attempts).scalar_subquery(), "")
 
 
 def any_may_move(tx: Connection) -> bool:

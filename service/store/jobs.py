@@ -183,8 +183,8 @@ def set_verdicts(tx: Connection, verdicts: Sequence[Verdict]) -> None:
         tx.execute(query, verdicts)
 
 
-def set_progress(tx: Connection, job_id: str, progress: dict[str, object]) -> None:
-    tx.execute(update(jobs).where(jobs.c.id == job_id).values(progress=progress))
+def set_progress(tx: Connection, job_id: str, progress: dict[str, object], pace: dict[str, Any] | None) -> None:
+    tx.execute(update(jobs).where(jobs.c.id == job_id).values(progress=progress, pace=pace))
 
 
 def advance_checkpoint(

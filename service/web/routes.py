@@ -109,7 +109,7 @@ def show_job(
 ) -> Response:
     """One job: why it waits or ended, its attempts, the curves and the end of the output of one rank, its events."""
     with snapshot(parts.engine) as tx:
-        job = jobs.get(tx, person, job_id)
+        job = jobs.look(tx, person, job_id, now=parts.now())
         epoch = attempt or job.epoch
         happened = jobs.list_events(tx, person, job_id, after=events or 0, limit=EVENTS)
         points = log_store.curves(tx, job_id, epoch=epoch, rank=rank, max_names=MAX_CURVES + 1, max_points=MAX_POINTS)

@@ -6,6 +6,7 @@ from protocol.cycles import CycleDetail
 from protocol.jobs import (
     AttemptView,
     EventView,
+    ExpectedView,
     JobSpec,
     JobView,
     LogView,
@@ -30,6 +31,7 @@ def a_job(
     progress: ProgressView | None = None,
     reason: str | None = None,
     node: str | None = None,
+    expected: ExpectedView | None = None,
 ) -> JobView:
     ended = state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
     return JobView(
@@ -44,6 +46,7 @@ def a_job(
         ended_at=NOON.replace(minute=3, second=20) if ended else None,
         verdict=verdict,
         progress=progress,
+        expected=expected,
         attempts=[an_attempt(node)] if node else [],
     )
 

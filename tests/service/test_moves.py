@@ -159,7 +159,8 @@ def test_a_move_pays_for_the_restart_and_the_work_since_the_latest_checkpoint(cl
     cycle.step(woken=True)
     (now,) = seen[-1].running
     shape = now.job.shapes[now.shape]
-    assert (shape.kind, shape.run_s, now.may_move) == ("h100", LONG_S / 2, True)
+    assert (shape.kind, now.may_move) == ("h100", True)
+    assert LONG_S / 2 < shape.run_s < 0.6 * LONG_S, "what is left of an estimate that has a spread"
     assert now.move_j == pytest.approx((RESTART_S + LONG_S / 2) * (shape.active_w + now.job.wait_w))
     assert cluster.events(name)[-1] != "moving", "half of the work would be lost"
     cluster.tell("n1", latest(cluster, name), AttemptState.RUNNING, checkpoint=20)

@@ -1,0 +1,159 @@
+"""How long jobs are expected to run: what the database knows of them, put before `scheduler.runtimes` and
+`scheduler.pace`.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from protocol.jobs import ExpectedView, JobSpec
+from scheduler.pace import Line, Pace, time_left
+from scheduler.pace import heard as heard_line
+from scheduler.problem import WHOLE_DEVICE
+from scheduler.runtimes import LONGEST_RUN_S, SHORTEST_RUN_S, Known, Run, RunTime, Size, Source, whole_run
+from service.db import Record
+from service.store import run_times as store
+
+SAME_WORK = {"command", "recipe", "env", "image", "code", "python", "requirements", "datasets"}
+"""Fields of a spec that decide what is computed. What it runs on, and when, makes no other work of it."""
+
+MOST_RUNS = 20
+"""Past runs of the same work that are learned from, the latest."""
+
+MOST_ESTIMATES = 50
+"""Past estimates of a user that are learned from, the latest."""
+
+Work = tuple[str, str | None]
+"""A user's id and a signature. What others ran tells nothing: the same words may name another file of theirs."""
+
+
+def signature(spec: JobSpec) -> str:
+    """What two jobs have in common that do the same work: 16 hexadecimal digits.
+
+    Fields that a later version adds do not change it while they are unset.
+    """
+    parts = spec.model_dump(mode="json", include=SAME_WORK, exclude_defaults=True)
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_BELIEVED = list(Source)
+_BECAUSE = {
+    Source.PROGRESS: "from its progress",
+    Source.PAST_RUNS: "from {runs} of the same work",
+    Source.OTHER_SIZES: "from {runs} of the same work on other numbers of devices",
+    Source.CORRECTED_ESTIMATE: "from the estimate, and how {runs} came out that had one",
+    Source.ESTIMATE: "from the estimate",
+    Source.TIME_LIMIT: "half the time limit, for nothing else is known",
+    Source.DEFAULT: "a guess, for nothing is known",
+}
+
+
+class RunTimes:
+    """What is known of the works that were asked for.
+
+    Args:
+        runs: of each work, the newest first.
+        ratios: of each user, real over stated run times.
+    """
+
+    def __init__(self, runs: Mapping[Work, Sequence[Run]], ratios: Mapping[str, Sequence[float]]) -> None:
+        self._runs = runs
+        self._ratios = ratios
+        self._whole: dict[tuple[Work, float | None, float | None, Size], RunTime] = {}
+
+    def whole(self, work: Work, spec: JobSpec, kind: str) -> RunTime:
+        """How long a job of this work runs on devices of this kind, from its start to its end."""
+        size = size_of(spec, kind)
+        key = (work, spec.expected_run_s, spec.time_limit_s, size)
+        if key not in self._whole:
+            known = Known(
+                runs=self._runs.get(work, ()),
+                stated_s=spec.expected_run_s,
+                limit_s=spec.time_limit_s,
+                ratios=self._ratios.get(work[0], ()),
+            )
+            self._whole[key] = whole_run(known, size)
+        return self._whole[key]
+
+    def left(self, member: Record, now: datetime) -> RunTime:
+        """How much longer an attempt needs that holds nodes. `member` is a row of `attempts.held_work`."""
+        spec = JobSpec.model_validate(member.spec)
+        whole = self.whole((member.user_id, member.signature), spec, member.kind)
+        if member.started_at is None:
+            return whole
+        elapsed_s = max(0.0, (now - member.started_at).total_seconds())
+        pace = _pace(member.pace, member.epoch)
+        left = (pace and time_left(pace, now.timestamp())) or whole.after(elapsed_s)
+        return left.within((spec.time_limit_s or LONGEST_RUN_S) - elapsed_s)
+
+    def best_known(self, work: Work, spec: JobSpec) -> tuple[str, RunTime]:
+        """The kind of devices, of those that the job accepts, on which the most is known of it; and how long it runs
+        there. Empty if no kind says more than another.
+        """
+        kinds = spec.device_kinds if spec.devices_per_node else ()
+        ran_on = dict.fromkeys(run.size.kind for run in self._runs.get(work, ()))
+        times = [(kind, self.whole(work, spec, kind)) for kind in ["", *(kinds or ran_on)]]
+        return min(times, key=lambda time: _BELIEVED.index(time[1].source))
+
+
+UNREAD = RunTimes({}, {})
+"""Nothing but what a spec says."""
+
+
+def read(tx: Connection, works: Iterable[Work]) -> RunTimes:
+    """What the database knows of these works and of their users."""
+    wanted = set(works)
+    if not wanted:
+        return UNREAD
+    runs: dict[Work, list[Run]] = defaultdict(list)
+    signed = {(user, signed) for user, signed in wanted if signed is not None}
+    for row in store.past_runs(tx, signed, MOST_RUNS):
+        size = size_of(JobSpec.model_validate(row.spec), row.kind)
+        runs[row.user_id, row.signature].append(Run(size=size, run_s=float(row.ran_s)))
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for row in store.past_estimates(tx, {user for user, _ in wanted}, MOST_ESTIMATES):
+        ratios[row.user_id].append(max(float(row.ran_s), SHORTEST_RUN_S) / max(row.stated_s, SHORTEST_RUN_S))
+    return RunTimes(runs, ratios)
+
+
+def size_of(spec: JobSpec, kind: str) -> Size:
+    """What a job has of devices, in the planner's words."""
+    share = round(spec.device_share * WHOLE_DEVICE)
+    return Size(nodes=spec.nodes, devices=spec.devices_per_node, kind=kind, share=share)
+
+
+def heard(stored: dict[str, Any] | None, epoch: int, lines: Iterable[Line], now: datetime) -> dict[str, Any] | None:
+    """The pace to store after these lines of attempt `epoch`; `stored` is that of before, of whatever attempt."""
+    pace = _pace(stored, epoch)
+    for line in lines:
+        pace = heard_line(pace, line, now.timestamp())
+    if pace is None:
+        return None
+    return {"epoch": epoch, "rank": pace.rank, "by": pace.by, "total": pace.total, "marks": pace.marks}
+
+
+def view(time: RunTime, kind: str) -> ExpectedView:
+    """A run time as the API shows it."""
+    runs = f"{time.runs} run" if time.runs == 1 else f"{time.runs} runs"
+    return ExpectedView(
+        seconds=time.median_s,
+        low_s=time.low_s,
+        high_s=time.high_s,
+        kind=kind,
+        source=time.source.value,
+        runs=time.runs,
+        because=_BECAUSE[time.source].format(runs=runs),
+    )
+
+
+def _pace(stored: dict[str, Any] | None, epoch: int) -> Pace | None:
+    """The stored pace, if it is that of attempt `epoch`."""
+    if stored is None or stored["epoch"] != epoch:
+        return None
+    marks = tuple((done, at_s) for done, at_s in stored["marks"])
+    return Pace(rank=stored["rank"], by=stored["by"], total=stored["total"], marks=marks)

@@ -1,0 +1,78 @@
+"""How long jobs ran that have succeeded."""
+
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Connection,
+    Float,
+    Text,
+    and_,
+    cast,
+    column,
+    exists,
+    func,
+    literal,
+    select,
+    true,
+)
+
+from protocol.states import JobState
+from service.db import Record
+from service.models import attempts, jobs
+from service.store.attempts import kind_of
+
+_STATED_S = cast(jobs.c.spec["expected_run_s"].astext, Float)
+_RAN_S = func.extract("epoch", attempts.c.ended_at - attempts.c.started_at)
+
+
+def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) -> Sequence[Record]:
+    """The latest runs of each (user id, signature), newest first: columns `user_id`, `signature`, `spec`, `kind` of the
+    devices, `ran_s`. Only jobs count that ran once and succeeded: another try may have gone on from a checkpoint.
+    """
+    users, signatures = zip(*sorted(works), strict=True) if works else ((), ())
+    unnested = func.unnest(literal(list(users), ARRAY(Text)), literal(list(signatures), ARRAY(Text)))
+    asked = unnested.table_valued(column("user_id", Text), column("signature", Text)).render_derived("asked")
+    latest = (
+        select(jobs.c.id, jobs.c.user_id, jobs.c.signature, jobs.c.spec, jobs.c.epoch, jobs.c.ended_at)
+        .where(jobs.c.user_id == asked.c.user_id, jobs.c.signature == asked.c.signature)
+        .where(jobs.c.state == JobState.SUCCEEDED.value, jobs.c.signature.is_not(None))
+        .order_by(jobs.c.ended_at.desc())
+        .limit(limit)
+        .lateral("latest")
+    )
+    kind = kind_of(attempts.c.id).label("kind")
+    query = select(latest.c.user_id, latest.c.signature, latest.c.spec, kind, _RAN_S.label("ran_s"))
+    query = query.select_from(asked.join(latest, true()).join(attempts, attempts.c.job_id == latest.c.id))
+    query = query.where(_is_only_try(latest.c.epoch)).order_by(latest.c.ended_at.desc(), latest.c.id)
+    return tx.execute(query).all()
+
+
+def past_estimates(tx: Connection, user_ids: Collection[str], limit: int) -> Sequence[Record]:
+    """The latest jobs of each user that had an estimate, ran once and succeeded: columns `user_id`,
+    `stated_s`, `ran_s`.
+    """
+    asked = func.unnest(literal(sorted(user_ids), ARRAY(Text))).table_valued(column("user_id", Text))
+    asked = asked.render_derived("asked")
+    latest = (
+        select(jobs.c.id, jobs.c.user_id, _STATED_S.label("stated_s"), jobs.c.epoch, jobs.c.ended_at)
+        .where(jobs.c.user_id == asked.c.user_id, jobs.c.state == JobState.SUCCEEDED.value)
+        .where(jobs.c.spec["expected_run_s"].astext.is_not(None))
+        .order_by(jobs.c.ended_at.desc())
+        .limit(limit)
+        .lateral("latest")
+    )
+    query = select(latest.c.user_id, latest.c.stated_s, _RAN_S.label("ran_s"))
+    query = query.select_from(asked.join(latest, true()).join(attempts, attempts.c.job_id == latest.c.id))
+    query = query.where(_is_only_try(latest.c.epoch)).order_by(latest.c.ended_at.desc(), latest.c.id)
+    return tx.execute(query).all()
+
+
+def _is_only_try(epoch: ColumnElement[int]) -> ColumnElement[bool]:
+    """Whether an attempt is the job's last, the one at `epoch`, and none before it has run."""
+    earlier = attempts.alias("earlier")
+    ran_before = exists().where(
+        earlier.c.job_id == attempts.c.job_id, earlier.c.epoch < attempts.c.epoch, earlier.c.started_at.is_not(None)
+    )
+    return and_(attempts.c.epoch == epoch, attempts.c.started_at.is_not(None), ~ran_before)
