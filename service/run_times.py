@@ -22,7 +22,7 @@ from service.store import run_times as store
 SAME_WORK = {"command", "recipe", "env", "image", "code", "python", "requirements", "datasets"}
 """Fields of a spec that decide what is computed. What it runs on, and when, makes no other work of it."""
 
-MOST_RUNS = 20
+MOST_RUNS = 10
 """Past runs of the same work that are learned from, the latest."""
 
 MOST_ESTIMATES = 50
@@ -57,7 +57,7 @@ class RunTimes:
     """What is known of the works that were asked for.
 
     Args:
-        runs: of each work, the newest first.
+        runs: of each work, those of the size that ran last first.
         ratios: of each user, real over stated run times.
     """
 
@@ -68,7 +68,7 @@ class RunTimes:
 
     def whole(self, work: Work, spec: JobSpec, kind: str) -> RunTime:
         """How long a job of this work runs on devices of this kind, from its start to its end."""
-        size = size_of(spec, kind)
+        size = _size(spec, kind)
         key = (work, spec.expected_run_s, spec.time_limit_s, size)
         if key not in self._whole:
             known = Known(
@@ -113,15 +113,20 @@ def read(tx: Connection, works: Iterable[Work]) -> RunTimes:
     runs: dict[Work, list[Run]] = defaultdict(list)
     signed = {(user, signed) for user, signed in wanted if signed is not None}
     for row in store.past_runs(tx, signed, MOST_RUNS):
-        size = size_of(JobSpec.model_validate(row.spec), row.kind)
-        runs[row.user_id, row.signature].append(Run(size=size, run_s=float(row.ran_s)))
+        size = Size(
+            nodes=row.nodes,
+            devices=row.devices_per_node,
+            kind=row.kind,
+            share=round(row.device_share * WHOLE_DEVICE),
+        )
+        runs[row.user_id, row.signature] += [Run(size=size, run_s=ran_s) for ran_s in row.ran_s]
     ratios: dict[str, list[float]] = defaultdict(list)
     for row in store.past_estimates(tx, {user for user, _ in wanted}, MOST_ESTIMATES):
-        ratios[row.user_id].append(max(float(row.ran_s), SHORTEST_RUN_S) / max(row.stated_s, SHORTEST_RUN_S))
+        ratios[row.user_id].append(max(row.ran_s, SHORTEST_RUN_S) / max(row.stated_s, SHORTEST_RUN_S))
     return RunTimes(runs, ratios)
 
 
-def size_of(spec: JobSpec, kind: str) -> Size:
+def _size(spec: JobSpec, kind: str) -> Size:
     """What a job has of devices, in the planner's words."""
     share = round(spec.device_share * WHOLE_DEVICE)
     return Size(nodes=spec.nodes, devices=spec.devices_per_node, kind=kind, share=share)

@@ -7,6 +7,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Float,
+    Integer,
     Text,
     and_,
     cast,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     select,
     true,
 )
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from protocol.states import JobState
 from service.db import Record
@@ -24,12 +26,14 @@ from service.models import attempts, jobs
 from service.store.attempts import kind_of
 
 _STATED_S = cast(jobs.c.spec["expected_run_s"].astext, Float)
-_RAN_S = func.extract("epoch", attempts.c.ended_at - attempts.c.started_at)
+_RAN_S = cast(func.extract("epoch", attempts.c.ended_at - attempts.c.started_at), Float)
 
 
 def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) -> Sequence[Record]:
-    """The latest runs of each (user id, signature), newest first: columns `user_id`, `signature`, `spec`, `kind` of the
-    devices, `ran_s`. Only jobs count that ran once and succeeded: another try may have gone on from a checkpoint.
+    """The latest runs of each (user id, signature), by size, the size that ran last first: columns `user_id`,
+    `signature`; `nodes`, `devices_per_node` and `device_share` of the spec; `kind` of the devices; `ran_s`, a list.
+
+    Only jobs count that ran once and succeeded: another try may have gone on from a checkpoint.
     """
     users, signatures = zip(*sorted(works), strict=True) if works else ((), ())
     unnested = func.unnest(literal(list(users), ARRAY(Text)), literal(list(signatures), ARRAY(Text)))
@@ -42,11 +46,26 @@ def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) ->
         .limit(limit)
         .lateral("latest")
     )
-    kind = kind_of(attempts.c.id).label("kind")
-    query = select(latest.c.user_id, latest.c.signature, latest.c.spec, kind, _RAN_S.label("ran_s"))
-    query = query.select_from(asked.join(latest, true()).join(attempts, attempts.c.job_id == latest.c.id))
-    query = query.where(_is_only_try(latest.c.epoch)).order_by(latest.c.ended_at.desc(), latest.c.id)
-    return tx.execute(query).all()
+    runs = (
+        select(
+            latest.c.id,
+            latest.c.user_id,
+            latest.c.signature,
+            latest.c.ended_at,
+            cast(latest.c.spec["nodes"].astext, Integer).label("nodes"),
+            cast(latest.c.spec["devices_per_node"].astext, Integer).label("devices_per_node"),
+            cast(latest.c.spec["device_share"].astext, Float).label("device_share"),
+            kind_of(attempts.c.id).label("kind"),
+            _RAN_S.label("ran_s"),
+        )
+        .select_from(asked.join(latest, true()).join(attempts, attempts.c.job_id == latest.c.id))
+        .where(_is_only_try(latest.c.epoch))
+        .subquery()
+    )
+    alike = [runs.c[name] for name in ("user_id", "signature", "nodes", "devices_per_node", "device_share", "kind")]
+    ran_s = func.array_agg(aggregate_order_by(runs.c.ran_s, runs.c.ended_at.desc(), runs.c.id))
+    query = select(*alike, ran_s.label("ran_s")).group_by(*alike)
+    return tx.execute(query.order_by(func.max(runs.c.ended_at).desc(), *alike)).all()
 
 
 def past_estimates(tx: Connection, user_ids: Collection[str], limit: int) -> Sequence[Record]:
