@@ -338,7 +338,7 @@ class ExpectedView(View):
     kind: str = Field(description="On devices of this kind; empty where that makes no difference.")
     source: str = Field(
         description="What it follows from, the most believed first: `progress`, `past_runs`, `other_sizes`, "
-        "`corrected_estimate`, `estimate`, `time_limit`, `default`."
+        "`other_kinds`, `corrected_estimate`, `estimate`, `time_limit`, `default`."
     )
     runs: int = Field(default=0, description="How many past runs it follows from.")
     because: str = Field(description="The source in words, such as `from 5 runs of the same work`.")

@@ -46,6 +46,7 @@ _BECAUSE = {
     Source.PROGRESS: "from its progress",
     Source.PAST_RUNS: "from {runs} of the same work",
     Source.OTHER_SIZES: "from {runs} of the same work on other numbers of devices",
+    Source.OTHER_KINDS: "from {runs} of the same work on another kind of device",
     Source.CORRECTED_ESTIMATE: "from the estimate, and how {runs} came out that had one",
     Source.ESTIMATE: "from the estimate",
     Source.TIME_LIMIT: "half the time limit, for nothing else is known",

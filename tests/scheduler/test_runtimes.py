@@ -18,6 +18,7 @@ from scheduler.runtimes import (
 
 TWO = Size(nodes=1, devices=2, kind="t4")
 FOUR = Size(nodes=1, devices=4, kind="t4")
+H100 = Size(nodes=1, devices=2, kind="h100")
 
 
 def runs(*seconds: float, size: Size = TWO) -> tuple[Run, ...]:
@@ -33,7 +34,9 @@ STATED = {"stated_s": 1_000.0, "limit_s": 50_000.0, "ratios": (0.5, 0.5, 0.5)}
         (Known(runs=runs(90, 100, 400), **STATED), Source.PAST_RUNS, 100),
         (Known(runs=(*runs(100), *runs(1, size=FOUR))), Source.PAST_RUNS, 100),
         (Known(runs=runs(3_000, size=FOUR), **STATED), Source.OTHER_SIZES, 5_684),
-        (Known(runs=runs(100, size=Size(nodes=1, devices=2, kind="h100")), **STATED), Source.CORRECTED_ESTIMATE, 500),
+        (Known(runs=runs(100, size=H100), **STATED), Source.OTHER_KINDS, 100),
+        (Known(runs=(*runs(100, size=H100), *runs(3_000, size=FOUR))), Source.OTHER_SIZES, 5_684),
+        (Known(runs=runs(100, size=Size(nodes=2, devices=0, kind="")), **STATED), Source.CORRECTED_ESTIMATE, 500),
         (Known(runs=runs(100, size=Size(nodes=1, devices=1, kind="t4", share=500))), Source.DEFAULT, DEFAULT_RUN_S),
         (Known(**{**STATED, "ratios": (0.5, 0.5)}), Source.ESTIMATE, 1_000),
         (Known(stated_s=1_000.0, limit_s=600.0), Source.ESTIMATE, 600),
@@ -55,7 +58,7 @@ def test_runs_that_scatter_and_other_sizes_make_the_spread_wider() -> None:
     alike = whole_run(Known(runs=runs(99, 100, 101)), TWO)
     apart = whole_run(Known(runs=runs(50, 100, 200)), TWO)
     other = whole_run(Known(runs=runs(99, 100, 101)), FOUR)
-    assert alike.sigma < other.sigma < apart.sigma
+    assert alike.sigma < other.sigma < apart.sigma < whole_run(Known(runs=runs(99, 100, 101)), H100).sigma
     assert alike.low_s < 99
     assert alike.high_s > 101
 

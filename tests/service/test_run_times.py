@@ -125,7 +125,7 @@ def test_runs_of_the_same_work_tell_how_long_the_next_one_runs(cluster: Cluster,
     assert cluster.job(again).signature == cluster.job(wide).signature != cluster.job(other_work).signature
     assert planned_s(cluster, cluster.submit("bob", **TRAIN)) == {"t4": 3_600.0}, "another's file may be another one"
     cluster.join("n2", kind="h100")
-    assert planned_s(cluster, again) == {"h100": 9.0, "t4": 780.0}
+    assert planned_s(cluster, again) == {"h100": 780.0, "t4": 780.0}, "nobody knows which is faster"
 
 
 def test_a_job_that_ran_twice_tells_nothing(cluster: Cluster, node: str) -> None:
