@@ -17,6 +17,7 @@ from service.api.deps import Parts
 from service.api.hub import Hub
 from service.ids import new_id
 from service.settings import Settings
+from service.tariff_source import TariffSource
 
 FOLDER = Path(__file__).parent
 
@@ -32,9 +33,11 @@ def pages() -> dict[Path, str]:
 def openapi() -> dict[str, object]:
     """The document of an API that no database stands behind: describing it asks for none."""
     with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(data_dir=Path(folder))
         parts = Parts(
             engine=create_engine("postgresql+psycopg://"),
-            settings=Settings(data_dir=Path(folder)),
+            settings=settings,
+            tariffs=TariffSource(settings),
             hub=Hub(),
             now=lambda: datetime.now(UTC),
             new_id=new_id,

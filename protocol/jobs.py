@@ -163,6 +163,13 @@ class JobSpec(Message):
     expected_run_s: float | None = Field(
         default=None, gt=0, le=1e9, description="The user's estimate of the run time in s; the planner uses it."
     )
+    may_wait_s: float | None = Field(
+        default=None,
+        ge=0,
+        le=1e9,
+        description="How long after its submission its first start may be put off for hours in which energy is cheaper "
+        "or cleaner, in s; not at all if absent. Which hours those are the service is told by ERGON_TARIFF.",
+    )
     array: ArraySpec | None = Field(default=None, description="Submit it many times over, with a number each.")
     after: list[Dependency] = Field(
         default=[],

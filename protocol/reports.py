@@ -80,12 +80,17 @@ class AllocationReport(View):
     energy_gap: float | None = Field(
         default=None, description="(total_energy_kwh - least_energy_kwh) / least_energy_kwh, a fraction."
     )
-    price_per_kwh: float | None = Field(default=None, description="In the currency; absent where none is set.")
+    price_per_kwh: float | None = Field(
+        default=None,
+        description="At the meter, in the currency, in the mean of what was drawn; absent if unknown.",
+    )
     currency: str | None = Field(default=None, description="Three letters, as in ISO 4217; absent without a price.")
     carbon_g_per_kwh: float | None = Field(
-        default=None, description="CO2 equivalent of a kWh, in g; absent where none is set."
+        default=None, description="CO2 equivalent of such a kWh, in g, in the mean; absent if unknown."
     )
-    cost: float | None = Field(default=None, description="facility_energy_kwh times price_per_kwh.")
-    carbon_kg: float | None = Field(default=None, description="facility_energy_kwh times carbon_g_per_kwh, in kg.")
+    cost: float | None = Field(default=None, description="Of facility_energy_kwh, as far as prices are known.")
+    priced_share: float | None = Field(default=None, description="The part of the energy whose price is known.")
+    carbon_kg: float | None = Field(default=None, description="Of facility_energy_kwh, as far as known, in kg.")
+    carbon_share: float | None = Field(default=None, description="The part of the energy whose CO2 is known.")
     quality: Quality | None = None
     plans: PlanSummary

@@ -13,6 +13,7 @@ class Alarm(StrEnum):
 
     NODES_SILENT = "nodes_silent"  # most nodes are silent at once, so none is given up
     NODE_CLOSED = "node_closed"  # attempts could not start on the node, or it did not boot, so it gets no more
+    TARIFF_UNREADABLE = "tariff_unreadable"  # ERGON_TARIFF cannot be read; what was known stays
     HOOK_FAILED = "hook_failed"  # the command that switches a node off or on fails
 
 

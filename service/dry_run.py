@@ -19,11 +19,12 @@ from scheduler.plan import Outcome, Placement, Verdict
 from scheduler.problem import Job, Problem
 from scheduler.reserve import Kept
 from scheduler.validate import packs, validate
-from service import run_times, submission
+from service import run_times, submission, verdicts
 from service.auth import Person
-from service.cycle.problem import planned_job, read_problem, verdict_view
+from service.cycle.problem import planned_job, put_off_of, read_problem, verdict_view
 from service.dependencies import Waits
 from service.power_pools import PowerPool
+from service.tariffs import PutOff, Tariff
 
 LAST = 2**62
 """Order of arrival of a job that comes after all that are there."""
@@ -38,6 +39,7 @@ class DryRun:
     specs: Sequence[JobSpec]
     waits: Sequence[Waits]
     jobs: Sequence[Job]
+    later: Sequence[PutOff | None]
     problem: Problem
 
 
@@ -50,6 +52,7 @@ def read(
     pue: float,
     overtaken_s: float,
     pools: Sequence[PowerPool],
+    tariff: Tariff,
     now: datetime,
 ) -> DryRun:
     """Check the specs as at submission, and read what they would meet. `tx` must be one snapshot.
@@ -58,7 +61,7 @@ def read(
     """
     prefixes = [f"jobs.{index}." for index in range(len(specs))]
     waits = submission.check(tx, person, specs, prefixes=prefixes, queues=queues, lock=False)
-    problem, _ = read_problem(tx, pue=pue, overtaken_s=overtaken_s, now=now, pools=pools)
+    problem, _ = read_problem(tx, pue=pue, overtaken_s=overtaken_s, now=now, pools=pools, tariff=tariff)
     works = [(person.id, run_times.signature(spec)) for spec in specs]
     times = run_times.read(tx, works)
     asked = [
@@ -67,8 +70,10 @@ def read(
         )
         for index, (spec, work) in enumerate(zip(specs, works, strict=True))
     ]
-    free = tuple(job for job, wait in zip(asked, waits, strict=True) if not wait.open)
-    return DryRun(specs=specs, waits=waits, jobs=asked, problem=replace(problem, jobs=problem.jobs + free))
+    later = [put_off_of(spec, job.shapes, now, tariff, now) for spec, job in zip(specs, asked, strict=True)]
+    free = tuple(job for job, wait, off in zip(asked, waits, later, strict=True) if not wait.open and off is None)
+    problem = replace(problem, jobs=problem.jobs + free)
+    return DryRun(specs=specs, waits=waits, jobs=asked, later=later, problem=problem)
 
 
 def weigh(run: DryRun) -> DryRunView:
@@ -77,7 +82,7 @@ def weigh(run: DryRun) -> DryRunView:
     placements = {placement.job: placement for placement in _placements(run.problem)}
     rooms, kept = survey(run.problem.nodes), Kept(run.problem)
     items: list[DryRunItem] = []
-    for spec, wait, job in zip(run.specs, run.waits, run.jobs, strict=True):
+    for spec, wait, job, later in zip(run.specs, run.waits, run.jobs, run.later, strict=True):
         placement = placements.get(job.id)
         if placement is not None:
             items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.PLACED), placement))
@@ -85,6 +90,9 @@ def weigh(run: DryRun) -> DryRunView:
             items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.IMPOSSIBLE, reasons=reasons)))
         elif wait.open:
             items.append(DryRunItem(spec=spec, verdict=VerdictView(outcome="waiting", reasons=[wait.reason])))
+        elif later is not None:
+            view = VerdictView(outcome="waiting", reasons=[verdicts.cheaper_later(later)])
+            items.append(DryRunItem(spec=spec, verdict=view))
         else:
             reasons = kept.why(job, rooms.free) or why_not_now(job, rooms, len(placements))
             items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.WAITING, reasons=reasons)))

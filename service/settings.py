@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -52,6 +52,8 @@ class Settings(BaseModel):
     price_per_kwh: float | None = Field(default=None, ge=0.0, le=1e6)
     currency: str = "EUR"
     carbon_g_per_kwh: float | None = Field(default=None, ge=0.0, le=1e6)
+    tariff: str | None = None
+    wait_for: Literal["price", "carbon"] = "price"
     lease_s: float = Field(default=300.0, ge=1.0, le=86_400.0)
     tick_s: float = Field(default=10.0, ge=0.1, le=3_600.0)
     stop_grace_s: float = Field(default=10.0, ge=0.0, le=3_600.0)

@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from protocol.jobs import Reason, VerdictView
+from service.tariffs import PutOff
 
 NOT_WEIGHED_YET = Reason(code="not_weighed_yet", message="the next planning cycle weighs it")
 ROOM_IS_MADE = Reason(code="room_is_made", message="jobs are moved away to make room for it; it starts when they have")
@@ -24,6 +25,15 @@ def backing_off(sentence: str, not_before: datetime) -> Reason:
     """Why a job that goes back to the queue is not weighed at once; `sentence` is the end of its last attempt."""
     when = f"{not_before:%Y-%m-%d %H:%M:%S} UTC"
     return Reason(code="backing_off", message=f"{sentence}; the next attempt starts at {when} or later")
+
+
+def cheaper_later(later: PutOff) -> Reason:
+    """Why a job that may wait is not weighed yet."""
+    what = "its energy is expected to cost" if later.of == "price" else "its energy is expected to mean"
+    rest = "less" if later.of == "price" else "less CO2"
+    when = f"{later.until:%Y-%m-%d %H:%M} UTC"
+    message = f"it may wait, and does until {when}: started then {what} {later.saving:.0%} {rest} than now"
+    return Reason(code="cheaper_later", message=message)
 
 
 def waiting(*reasons: Reason, cycle: int | None = None) -> dict[str, object]:

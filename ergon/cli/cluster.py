@@ -131,15 +131,22 @@ def print_report(report: AllocationReport) -> None:
             f"and {boots} boots, with {_amount(report.boot_energy_kwh)} kWh"
         )
     if report.cost is not None:
-        line(f"cost {report.cost:.2f} {report.currency}, at {report.price_per_kwh:g} {report.currency}/kWh")
+        at = "" if report.price_per_kwh is None else f", at {report.price_per_kwh:g} {report.currency}/kWh"
+        line(f"cost {report.cost:.2f} {report.currency}{at}{_part(report.priced_share)}")
     if report.carbon_kg is not None:
-        line(f"CO2 {_amount(report.carbon_kg)} kg, at {report.carbon_g_per_kwh:g} g/kWh")
+        at = "" if report.carbon_g_per_kwh is None else f", at {report.carbon_g_per_kwh:g} g/kWh"
+        line(f"CO2 {_amount(report.carbon_kg)} kg{at}{_part(report.carbon_share)}")
     if report.energy_gap is not None:
         line(
             f"energy gap {report.energy_gap:.1%}: these jobs needed {_amount(report.least_energy_kwh)} kWh at least, "
             "the rest went to idle devices and boots"
         )
     _print_plans(report.plans)
+
+
+def _part(share: float | None) -> str:
+    """Of which part of the energy a figure is, unless of all."""
+    return "" if share is None or share > 0.9995 else f", of {share:.1%} of the energy: of the rest nothing is known"
 
 
 def _print_users(report: AllocationReport) -> None:
@@ -149,11 +156,11 @@ def _print_users(report: AllocationReport) -> None:
         [user.user, str(user.jobs), _amount(user.allocated_device_hours), _amount(user.energy_kwh), user.quality]
         for user in report.users
     ]
-    if report.price_per_kwh is not None:
+    if report.currency is not None:
         header.append(f">{report.currency}")
         for row, user in zip(rows, report.users, strict=True):
             row.append(_amount(user.cost))
-    if report.carbon_g_per_kwh is not None:
+    if any(user.carbon_kg is not None for user in report.users):
         header.append(">kg CO2")
         for row, user in zip(rows, report.users, strict=True):
             row.append(_amount(user.carbon_kg))

@@ -214,6 +214,8 @@ def describe_request(spec: JobSpec) -> str:
         words += f", stalled after {show_duration(spec.stall_timeout_s)} of silence"
     if spec.stop_grace_s is not None:
         words += f", {show_duration(spec.stop_grace_s)} to leave when stopped"
+    if spec.may_wait_s:
+        words += f", may wait {show_duration(spec.may_wait_s)} for cheaper hours"
     if spec.may_move:
         words += ", may be moved"
     if spec.time_limit_s:

@@ -37,6 +37,7 @@ OPTIONS = {
     "stall_timeout_s": "--stall-timeout",
     "stop_grace_s": "--stop-grace",
     "expected_run_s": "--expect",
+    "may_wait_s": "--may-wait",
     "env": "--env",
     "array": "--array",
     "after": "--after",
@@ -145,6 +146,14 @@ def submit(
         str | None,
         typer.Option(metavar="fence|wait", help="Stop or go on when a node cannot reach the service; fence."),
     ] = None,
+    may_wait: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_duration,
+            metavar="DURATION",
+            help="How long it may wait for hours of cheaper or cleaner energy.",
+        ),
+    ] = None,
     may_move: Annotated[
         bool, typer.Option("--may-move", help="It may be stopped and go on elsewhere from its latest checkpoint.")
     ] = False,
@@ -184,6 +193,7 @@ def submit(
         "stall_timeout_s": stall_timeout,
         "stop_grace_s": stop_grace,
         "expected_run_s": expect,
+        "may_wait_s": may_wait,
         "env": _pairs(env or [], "--env", "NAME=VALUE"),
         "image": image,
         "python": python,

@@ -17,6 +17,7 @@ from service.auth import Person
 from service.blobs import Blobs
 from service.ids import NewId
 from service.settings import Settings
+from service.tariff_source import TariffSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class Parts:
     hub: Hub
     now: Callable[[], datetime]
     new_id: NewId
+    tariffs: TariffSource
 
 
 def parts(request: Request) -> Parts:

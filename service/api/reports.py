@@ -12,7 +12,7 @@ from service.api.deps import PartsDep, PersonDep
 from service.api.errors import RESPONSES
 from service.db import snapshot
 from service.refusals import Invalid
-from service.reports.allocation import Tariff, report
+from service.reports.allocation import report
 from service.reports.table import to_csv
 
 router = APIRouter(prefix="/v1/reports", tags=["reports"], responses=RESPONSES)
@@ -50,7 +50,7 @@ def allocation(
     """Device-hours, energy and idleness over [start, end); the last day if neither is given."""
     begin, finish = window(start, end, parts.now())
     with snapshot(parts.engine) as tx:
-        found = report(tx, person, start=begin, end=finish, tariff=Tariff.of(parts.settings))
+        found = report(tx, person, start=begin, end=finish, tariff=parts.tariffs.current())
     return Response(to_csv(found), media_type="text/csv") if format == "csv" else found
 
 

@@ -15,6 +15,7 @@ from service.api.hub import Hub
 from service.db import Clock, Listener, connect
 from service.ids import new_id
 from service.settings import Settings, SettingsError
+from service.tariff_source import TariffSource
 
 GRACE_S = 5
 """How long requests that are being answered may take to finish when the process stops."""
@@ -85,6 +86,7 @@ def serve(settings: Settings, url: str, listening: socket.socket, *, ready: Call
     parts = Parts(
         engine=engine,
         settings=settings,
+        tariffs=TariffSource(settings),
         hub=hub,
         now=Clock(engine),
         new_id=new_id,

@@ -59,6 +59,7 @@ def try_out(request: DryRunRequest, parts: PartsDep, person: PersonDep) -> DryRu
             pue=parts.settings.pue,
             overtaken_s=parts.settings.overtaken_s,
             pools=parts.settings.power_pools,
+            tariff=parts.tariffs.current(),
             now=parts.now(),
         )
     return dry_run.weigh(run)

@@ -44,6 +44,8 @@ from service.store import attempts as attempt_store
 from service.store import cycles as cycle_store
 from service.store import jobs as job_store
 from service.store import nodes as node_store
+from service.tariff_source import TariffSource
+from service.tariffs import PutOff
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ class Cycle:
         clock_s: a clock that never goes back and counts while the machine sleeps, in s.
         learn: the outlook after past jobs.
         hooks: runs the commands that switch nodes.
+
+    Raises SettingsError for a tariff that cannot be used.
     """
 
     def __init__(
@@ -104,6 +108,9 @@ class Cycle:
         self._fill = 0.0
         self._allowance = Allowance(settings.moves_per_job)
         self._claims: list[Claim] = []
+        self._tariffs = TariffSource(settings)
+        self._tariff_fault: str | None = None
+        self._put_off: dict[str, PutOff] = {}
         self._switching = Switching(
             engine,
             settings.power_pools,
@@ -220,6 +227,7 @@ class Cycle:
                 now=at,
                 claims=self._claims,
                 pools=self._settings.power_pools,
+                tariff=self._tariffs.current(),
             )
             spares = read_spares(tx, problem, self._settings.power_pools, now=at)
             self._allowance.note(problem.jobs)
@@ -231,6 +239,8 @@ class Cycle:
         snapshot_s = time.perf_counter() - started_s
         # 2. What a plan of before has made room for starts first.
         self._take_up(seen, term)
+        self._tell_put_off(seen)
+        self._watch_tariff()
         if learns:
             self._learned_at = self._clock_s()
             self._outlook = self._learn(past.problem, past.before, past.lately) if past else ()
@@ -295,6 +305,31 @@ class Cycle:
                     job_store.set_verdicts(
                         tx, [job_store.Verdict(job=claim.job, seen=seen.versions[claim.job], placed=True, said=said)]
                     )
+
+    def _tell_put_off(self, seen: Seen) -> None:
+        """Say of the jobs that wait for better hours until when, where that is new."""
+        new = {job: later for job, later in seen.put_off.items() if self._put_off.get(job) != later}
+        self._put_off = seen.put_off
+        said = [
+            job_store.Verdict(
+                job=job, seen=seen.versions[job], placed=False, said=verdicts.waiting(verdicts.cheaper_later(later))
+            )
+            for job, later in new.items()
+        ]
+        with self._engine.begin() as tx:
+            job_store.set_verdicts(tx, said)
+
+    def _watch_tariff(self) -> None:
+        """Raise or drop the alarm that the tariff cannot be read."""
+        fault, before = self._tariffs.fault, self._tariff_fault
+        if fault == before:
+            return
+        self._tariff_fault = fault
+        with self._engine.begin() as tx:
+            if fault is None:
+                alarm_store.drop(tx, Alarm.TARIFF_UNREADABLE, "")
+            else:
+                alarm_store.put(tx, Alarm.TARIFF_UNREADABLE, "", f"ERGON_TARIFF: {fault}", now=self._now())
 
     def _boot(self, problem: Problem, plan: Plan, seen: Seen, term: int) -> set[str]:
         """Have the nodes switched on that the plan starts jobs on; the jobs that wait for nodes to boot."""

@@ -27,10 +27,13 @@ from service.store import attempts as attempt_store
 from service.store import jobs as job_store
 from service.store import nodes as node_store
 from service.store import power as power_store
+from service.tariffs import PutOff, Tariff, put_off
 
 UNSAID = "its agent does not say what runs containers there; upgrade it"
 
 _ASLEEP = (PowerState.OFF.value, PowerState.BOOTING.value)
+
+NO_TARIFF = Tariff()
 
 UNSETTLED = (JobState.QUEUED.value, JobState.STARTING.value, JobState.RUNNING.value)
 
@@ -56,6 +59,8 @@ class Seen:
     """The array of each job that is part of one."""
     asleep: frozenset[str]
     """Nodes that are off or boot: what is placed there starts when they are on."""
+    put_off: dict[str, PutOff]
+    """Jobs that are not part of the problem yet: their energy is to be cheaper or cleaner later."""
 
 
 def read_problem(
@@ -67,6 +72,7 @@ def read_problem(
     quiet: Collection[str] = frozenset(),
     claims: Sequence[Claim] = (),
     pools: Sequence[PowerPool] = (),
+    tariff: Tariff = NO_TARIFF,
 ) -> tuple[Problem, Seen]:
     """The planner's input, and the versions it stands for. `tx` must be one snapshot.
 
@@ -75,6 +81,7 @@ def read_problem(
         quiet: nodes that are ready but were not heard lately; nothing new goes there.
         claims: places that are given already. Their jobs are not part of the problem, but of what was seen.
         pools: nodes that can be switched.
+        tariff: what energy costs, for jobs that may wait.
     """
     node_rows = node_store.list_nodes(tx)
     job_rows = job_store.list_queued(tx, MAX_PENDING, now=now)
@@ -82,10 +89,15 @@ def read_problem(
     times = run_times.read(tx, [(row.user_id, row.signature) for row in (*job_rows, *held_rows)])
     nodes = _nodes(tx, node_rows, held_rows, times, now, quiet, pools)
     claimed = {claim.job for claim in claims}
+    jobs = {row.id: _job(row, nodes, times) for row in job_rows if row.id not in claimed}
+    later = {
+        row.id: found
+        for row in job_rows
+        if row.id in jobs and row.epoch == 0
+        if (found := put_off_of(JobSpec.model_validate(row.spec), jobs[row.id].shapes, row.submitted_at, tariff, now))
+    }
     problem = Problem(
-        nodes=without(nodes, claims),
-        jobs=tuple(_job(row, nodes, times) for row in job_rows if row.id not in claimed),
-        pue=pue,
+        nodes=without(nodes, claims), jobs=tuple(job for job in jobs.values() if job.id not in later), pue=pue
     )
     overtaken = {row.id for row in job_rows if (now - row.submitted_at).total_seconds() > overtaken_s}
     if first := next((job for job in problem.jobs if job.id in overtaken), None):
@@ -98,8 +110,19 @@ def read_problem(
         incarnations={row.id: row.incarnation for row in node_rows},
         arrays={row.id: row.array_id for row in seen_rows if row.array_id is not None},
         asleep=frozenset(row.id for row in node_rows if row.power in _ASLEEP),
+        put_off=later,
     )
     return problem, seen
+
+
+def put_off_of(
+    spec: JobSpec, shapes: Sequence[Shape], submitted_at: datetime, tariff: Tariff, now: datetime
+) -> PutOff | None:
+    """Until when a job that has not started yet had better wait, if its user lets it; None if it should start."""
+    if not spec.may_wait_s:
+        return None
+    latest = submitted_at + timedelta(seconds=spec.may_wait_s)
+    return put_off(tariff, now=now, latest=latest, run_s=min(shape.run_s for shape in shapes))
 
 
 def standing(tx: Connection, claims: Sequence[Claim], clock_s: float) -> list[Claim]:

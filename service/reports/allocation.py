@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
-from typing import Self
 
 from sqlalchemy import Connection
 
@@ -22,11 +21,11 @@ from scheduler.problem import WHOLE_DEVICE, NodePower
 from service.auth import Person
 from service.cycle.problem import inventory_of
 from service.db import Record
-from service.settings import Settings
 from service.store import cycles as cycle_store
 from service.store import nodes as node_store
 from service.store import power as power_store
 from service.store import usage as store
+from service.tariffs import Measure, Tariff
 
 J_PER_KWH = 3.6e6
 S_PER_HOUR = 3600.0
@@ -45,36 +44,23 @@ class _Sum:
     off_j: float = 0.0
     boot_j: float = 0.0
     needless_j: float = 0.0
+    cost: float = 0.0
+    priced_j: float = 0.0
+    carbon_g: float = 0.0
+    counted_j: float = 0.0
     jobs: set[str] = field(default_factory=set)
     qualities: set[str] = field(default_factory=set)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tariff:
-    """What a kWh of the computers means for the site: `pue` kWh at its meter, each at a price and with so much CO2."""
-
-    pue: float = 1.0
-    price_per_kwh: float | None = None
-    currency: str = "EUR"
-    carbon_g_per_kwh: float | None = None
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """The one that an administrator has set."""
-        return cls(
-            pue=settings.pue,
-            price_per_kwh=settings.price_per_kwh,
-            currency=settings.currency,
-            carbon_g_per_kwh=settings.carbon_g_per_kwh,
-        )
-
-    def cost(self, kwh: float) -> float | None:
-        """Of this IT energy, in the currency."""
-        return None if self.price_per_kwh is None else kwh * self.pue * self.price_per_kwh
-
-    def carbon_kg(self, kwh: float) -> float | None:
-        """Of this IT energy, in kg."""
-        return None if self.carbon_g_per_kwh is None else kwh * self.pue * self.carbon_g_per_kwh / 1_000
+    def draw(self, joules: float, at: datetime, tariff: Tariff) -> None:
+        """Add energy, with its cost and CO2 where they are known; `at` is in the stretch, during which both hold."""
+        self.energy_j += joules
+        kwh = joules * tariff.pue / J_PER_KWH
+        if (price := tariff.at(at, "price")) is not None:
+            self.cost += kwh * price
+            self.priced_j += joules
+        if (carbon_g := tariff.at(at, "carbon")) is not None:
+            self.carbon_g += kwh * carbon_g
+            self.counted_j += joules
 
 
 def report(tx: Connection, person: Person, *, start: datetime, end: datetime, tariff: Tariff) -> AllocationReport:
@@ -83,14 +69,15 @@ def report(tx: Connection, person: Person, *, start: datetime, end: datetime, ta
     Args:
         end: not after the present: what has not happened cannot be reported.
     """
-    nodes, users = _add_up(tx, start, end)
+    nodes, users = _add_up(tx, start, end, tariff)
+    known = [*nodes.values(), *([] if nodes else users.values())]
     for_all = AllocationReport(
         start=start,
         end=end,
         pue=tariff.pue,
-        price_per_kwh=tariff.price_per_kwh,
-        currency=None if tariff.price_per_kwh is None else tariff.currency,
-        carbon_g_per_kwh=tariff.carbon_g_per_kwh,
+        price_per_kwh=_mean_rate(known, tariff, "price"),
+        currency=tariff.currency if tariff.knows("price") else None,
+        carbon_g_per_kwh=_mean_rate(known, tariff, "carbon"),
         nodes=[],
         users=[
             _user_usage(name, total, tariff)
@@ -115,14 +102,32 @@ def report(tx: Connection, person: Person, *, start: datetime, end: datetime, ta
         "boot_energy_kwh": sum(line.boot_energy_kwh for line in node_lines),
         "least_energy_kwh": least_kwh,
         "energy_gap": (total_kwh - least_kwh) / least_kwh if least_kwh > 0 else None,
-        "cost": tariff.cost(total_kwh),
-        "carbon_kg": tariff.carbon_kg(total_kwh),
+        "cost": sum(total.cost for total in nodes.values()) if tariff.knows("price") else None,
+        "priced_share": _share(nodes.values(), "price") if tariff.knows("price") else None,
+        "carbon_kg": sum(total.carbon_g for total in nodes.values()) / 1_000 if tariff.knows("carbon") else None,
+        "carbon_share": _share(nodes.values(), "carbon") if tariff.knows("carbon") else None,
         "quality": _quality(line.quality for line in node_lines),
     }
     return for_all.model_copy(update=whole)
 
 
-def _add_up(tx: Connection, start: datetime, end: datetime) -> tuple[dict[str, _Sum], dict[str, _Sum]]:
+def _share(totals: Iterable[_Sum], of: Measure) -> float:
+    """The part of the energy whose price (or CO2) is known."""
+    sums = list(totals)
+    energy_j = sum(total.energy_j for total in sums)
+    return sum(total.priced_j if of == "price" else total.counted_j for total in sums) / energy_j if energy_j else 1.0
+
+
+def _mean_rate(totals: Iterable[_Sum], tariff: Tariff, of: Measure) -> float | None:
+    """What a kWh at the meter cost (or its CO2 in g) in the mean, as far as it is known."""
+    sums = list(totals)
+    kwh = sum(total.priced_j if of == "price" else total.counted_j for total in sums) * tariff.pue / J_PER_KWH
+    if not tariff.steps or not kwh:
+        return tariff.price_per_kwh if of == "price" else tariff.carbon_g_per_kwh
+    return sum(total.cost if of == "price" else total.carbon_g for total in sums) / kwh
+
+
+def _add_up(tx: Connection, start: datetime, end: datetime, tariff: Tariff) -> tuple[dict[str, _Sum], dict[str, _Sum]]:
     """Sums by node and by user."""
     sessions = _by_node(store.sessions_between(tx, start, end))
     holdings = _by_node(store.holdings_between(tx, start, end))
@@ -138,43 +143,50 @@ def _add_up(tx: Connection, start: datetime, end: datetime) -> tuple[dict[str, _
         inventory = inventory_of(row, devices.get(row.id, []))
         power = node_power(inventory)
         for spell in spells.get(row.id, []):
-            _price_spell(power, spell, sessions.get(row.id, []), start, end, total)
+            _price_spell(power, spell, sessions.get(row.id, []), start, end, tariff, total)
         for session in sessions.get(row.id, []):
             first, last = max(start, session.started_at), min(end, session.ended_at or end)
             total.available_s += session.devices * max(0.0, (last - first).total_seconds())
-            for begin, finish, held in _stretches(holdings.get(row.id, []), first, last):
-                _price(inventory, samples.get(row.id, []), begin, finish, held, total, users)
+            for begin, finish, held in _stretches(holdings.get(row.id, []), first, last, tariff):
+                _price(inventory, samples.get(row.id, []), begin, finish, held, tariff, total, users)
         total.needless_j = total.boot_j + total.idle_j * (1 - power.off_w / power.base_w if power.base_w else 1.0)
     return nodes, users
 
 
 def _price_spell(
-    power: NodePower, spell: Record, sessions: Sequence[Record], start: datetime, end: datetime, total: _Sum
+    power: NodePower,
+    spell: Record,
+    sessions: Sequence[Record],
+    start: datetime,
+    end: datetime,
+    tariff: Tariff,
+    total: _Sum,
 ) -> None:
     """Add what the node drew while it was not on: off, booting, or on its way off with its agent gone already."""
     first, last = max(start, spell.began_at), min(end, spell.ended_at or end)
-    seconds = max(0.0, (last - first).total_seconds())
+    boots, suspends = (spell.state == state.value for state in (PowerState.BOOTING, PowerState.SUSPENDING))
     total.qualities.add("modelled")
-    if spell.state == PowerState.SUSPENDING.value:
-        heard = (min(last, row.ended_at or end) - max(first, row.started_at) for row in sessions)
-        joules = power.base_w * max(0.0, seconds - sum(max(0.0, part.total_seconds()) for part in heard))
-        total.energy_j += joules
-        total.idle_j += joules
-        return
-    boots = spell.state == PowerState.BOOTING.value
-    off_j, boot_j = switched_j(power, off_s=0.0 if boots else seconds, boot_s=seconds if boots else 0.0)
     total.boots += boots and spell.began_at >= start
-    total.off_s += 0.0 if boots else seconds
-    total.off_j += off_j
-    total.boot_j += boot_j
-    total.energy_j += off_j + boot_j
+    for begin, finish in tariff.pieces(first, last):
+        seconds = (finish - begin).total_seconds()
+        if suspends:
+            heard = (min(finish, row.ended_at or end) - max(begin, row.started_at) for row in sessions)
+            joules = power.base_w * max(0.0, seconds - sum(max(0.0, part.total_seconds()) for part in heard))
+            total.draw(joules, begin, tariff)
+            total.idle_j += joules
+            continue
+        off_j, boot_j = switched_j(power, off_s=0.0 if boots else seconds, boot_s=seconds if boots else 0.0)
+        total.off_s += 0.0 if boots else seconds
+        total.off_j += off_j
+        total.boot_j += boot_j
+        total.draw(off_j + boot_j, begin, tariff)
 
 
 def _stretches(
-    holdings: Sequence[Record], first: datetime, last: datetime
+    holdings: Sequence[Record], first: datetime, last: datetime, tariff: Tariff
 ) -> Iterable[tuple[datetime, datetime, list[Record]]]:
-    """Cut [first, last) wherever a job gets or leaves the node; with each piece, what holds it."""
-    cuts = {first, last}
+    """Cut [first, last) where a job gets or leaves the node, or the tariff changes; with each piece, what holds it."""
+    cuts = {first, last, *tariff.changes(first, last)}
     for row in holdings:
         cuts.update(moment for moment in (row.granted_at, row.released_at) if moment and first < moment < last)
     ordered = sorted(cuts)
@@ -189,6 +201,7 @@ def _price(
     begin: datetime,
     finish: datetime,
     held: Sequence[Record],
+    tariff: Tariff,
     total: _Sum,
     users: dict[str, _Sum],
 ) -> None:
@@ -205,7 +218,7 @@ def _price(
         for row, devices in zip(held, own, strict=True)
     ]
     bill = price_stretch(inventory, _reading(samples, begin, finish, held), work)
-    total.energy_j += bill.total_j
+    total.draw(bill.total_j, begin, tariff)
     total.idle_j += bill.idle_j
     total.qualities.add(bill.quality)
     for row, devices in zip(held, own, strict=True):
@@ -216,7 +229,7 @@ def _price(
         user.qualities.add(bill.quality)
         total.device_s += device_s
     for name, joules in bill.by_holder.items():
-        users[name].energy_j += joules
+        users[name].draw(joules, begin, tariff)
 
 
 def _no_more_than_whole(held: Sequence[Record]) -> list[dict[str, int]]:
@@ -321,15 +334,14 @@ def _node_usage(node: str, devices: int, total: _Sum) -> NodeUsage:
 
 
 def _user_usage(name: str, total: _Sum, tariff: Tariff) -> UserUsage:
-    kwh = total.energy_j / J_PER_KWH
     return UserUsage(
         user=name,
         jobs=len(total.jobs),
         allocated_device_hours=total.device_s / S_PER_HOUR,
-        energy_kwh=kwh,
+        energy_kwh=total.energy_j / J_PER_KWH,
         quality=_quality(total.qualities),
-        cost=tariff.cost(kwh),
-        carbon_kg=tariff.carbon_kg(kwh),
+        cost=total.cost if tariff.knows("price") else None,
+        carbon_kg=total.carbon_g / 1_000 if tariff.knows("carbon") else None,
     )
 
 

@@ -21,7 +21,7 @@ from service.api.reports import window
 from service.db import snapshot
 from service.nodes import OTHER_USER
 from service.refusals import Forbidden, Unauthorised
-from service.reports.allocation import Tariff, report
+from service.reports.allocation import report
 from service.reports.table import to_csv
 from service.store import logs as log_store
 from service.store import usage
@@ -156,7 +156,7 @@ def show_report(
     now = parts.now()
     begin, finish = window(_in_utc(start) if start or end else now - LAST[last], _in_utc(end), now)
     with snapshot(parts.engine) as tx:
-        found = report(tx, person, start=begin, end=finish, tariff=Tariff.of(parts.settings))
+        found = report(tx, person, start=begin, end=finish, tariff=parts.tariffs.current())
         node_lines, user_lines = cut(found.nodes, nodes, LINES), cut(found.users, users, LINES)
         shown = {line.node: line.devices for line in node_lines.items}
         sessions = usage.sessions_between(tx, begin, finish) if shown else []
@@ -168,6 +168,7 @@ def show_report(
         now=now,
         person=person,
         report=found,
+        shows_carbon=any(line.carbon_kg is not None for line in found.users),
         last=None if start or end else last,
         nodes=node_lines,
         users=user_lines,
@@ -194,7 +195,7 @@ def download_report(parts: PartsDep, person: VisitorDep, start: Moment = None, e
     """The report as a file: what `GET /v1/reports/allocation?format=csv` answers."""
     begin, finish = window(_in_utc(start), _in_utc(end), parts.now())
     with snapshot(parts.engine) as tx:
-        found = report(tx, person, start=begin, end=finish, tariff=Tariff.of(parts.settings))
+        found = report(tx, person, start=begin, end=finish, tariff=parts.tariffs.current())
     name = f"ergon-{begin:%Y%m%dT%H%M%SZ}-{finish:%Y%m%dT%H%M%SZ}.csv"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(to_csv(found), media_type="text/csv", headers=headers)

@@ -20,6 +20,7 @@ from service.api.deps import Parts
 from service.api.hub import Hub
 from service.db import Listener
 from service.settings import Settings
+from service.tariff_source import TariffSource
 from service.web.session import COOKIE
 from tests.service.cluster import Cluster
 
@@ -68,7 +69,14 @@ class Site:
 def site(engine: Engine, database_url: str, tmp_path: Path) -> Iterator[Site]:
     settings = Settings(data_dir=tmp_path, lease_s=60.0, max_attempts=3)
     cluster, hub = Cluster(engine=engine, settings=settings), Hub()
-    parts = Parts(engine=engine, settings=settings, hub=hub, now=lambda: cluster.now, new_id=cluster.new_id)
+    parts = Parts(
+        engine=engine,
+        settings=settings,
+        tariffs=TariffSource(settings),
+        hub=hub,
+        now=lambda: cluster.now,
+        new_id=cluster.new_id,
+    )
     listening = socket.create_server(("127.0.0.1", 0))
     app = create_app(parts, Listener(database_url, hub.heard))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", ws="none"))

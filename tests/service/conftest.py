@@ -13,6 +13,7 @@ from service.api.app import create_app
 from service.api.deps import Parts
 from service.api.hub import Hub
 from service.settings import Settings
+from service.tariff_source import TariffSource
 from service.web.session import COOKIE
 from tests.service.cluster import Cluster
 
@@ -32,6 +33,7 @@ def app(cluster: Cluster) -> FastAPI:
     parts = Parts(
         engine=cluster.engine,
         settings=cluster.settings,
+        tariffs=TariffSource(cluster.settings),
         hub=Hub(),
         now=lambda: cluster.now,
         new_id=cluster.new_id,

@@ -16,6 +16,7 @@ from service.api.app import create_app
 from service.api.deps import Parts
 from service.api.hub import Hub
 from service.settings import Settings
+from service.tariff_source import TariffSource
 from tests.service.cluster import Cluster
 from tests.service.conftest import bearer
 from tests.tmpfs import needs_root, small_disk
@@ -70,7 +71,12 @@ def test_a_full_store_says_so_and_keeps_nothing_half(engine: Engine, tmp_path: P
         cluster = Cluster(engine=engine, settings=Settings(data_dir=tmp_path, store_url=str(disk.folder / "store")))
         cluster.person("alice")
         parts = Parts(
-            engine=engine, settings=cluster.settings, hub=Hub(), now=lambda: cluster.now, new_id=cluster.new_id
+            engine=engine,
+            settings=cluster.settings,
+            tariffs=TariffSource(cluster.settings),
+            hub=Hub(),
+            now=lambda: cluster.now,
+            new_id=cluster.new_id,
         )
         code = os.urandom(3 << 20)
         with TestClient(create_app(parts), "http://127.0.0.1", headers=bearer(cluster.tokens["alice"])) as client:

@@ -20,6 +20,7 @@ from service.api.hub import Hub
 from service.db import VANISHED, connect
 from service.postgres import EmbeddedPostgres
 from service.settings import Settings
+from service.tariff_source import TariffSource
 from tests.freezing import frozen
 from tests.service.cluster import Cluster
 from tests.service.conftest import ORIGIN, bearer
@@ -111,7 +112,14 @@ def test_a_database_that_is_killed_under_load_loses_nothing_that_was_acknowledge
         engine = connect(server.url, pool_size=20)
         cluster = Cluster(engine=engine, settings=settings)
         cluster.person("alice")
-        parts = Parts(engine=engine, settings=settings, hub=Hub(), now=lambda: cluster.now, new_id=cluster.new_id)
+        parts = Parts(
+            engine=engine,
+            settings=settings,
+            tariffs=TariffSource(settings),
+            hub=Hub(),
+            now=lambda: cluster.now,
+            new_id=cluster.new_id,
+        )
         acknowledged: dict[str, str] = {}
         refused: list[httpx.Response] = []
         answered = [asyncio.Event() for _ in range(CLIENTS * EACH)]

@@ -17,6 +17,7 @@ from service.api.app import create_app
 from service.api.deps import Parts
 from service.api.hub import Hub
 from service.db import Listener
+from service.tariff_source import TariffSource
 from tests.service.cluster import Cluster
 from tests.service.conftest import bearer
 
@@ -134,7 +135,12 @@ def live(cluster: Cluster, database_url: str) -> Iterator[TestClient]:
     """The API with its ear at the database, as in a process of its own, and alice's token."""
     hub = Hub()
     parts = Parts(
-        engine=cluster.engine, settings=cluster.settings, hub=hub, now=lambda: cluster.now, new_id=cluster.new_id
+        engine=cluster.engine,
+        settings=cluster.settings,
+        tariffs=TariffSource(cluster.settings),
+        hub=hub,
+        now=lambda: cluster.now,
+        new_id=cluster.new_id,
     )
     app = create_app(parts, Listener(database_url, hub.heard))
     cluster.person("alice")

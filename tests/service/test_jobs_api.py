@@ -19,6 +19,7 @@ from service.api.deps import Parts
 from service.api.hub import Hub
 from service.api.limits import MAX_BODY_BYTES
 from service.db import connect
+from service.tariff_source import TariffSource
 from tests.service.cluster import Cluster
 
 TRUE: dict[str, Any] = {"command": ["true"]}
@@ -391,7 +392,14 @@ def test_events_and_their_pages(client: TestClient, cluster: Cluster) -> None:
 
 def test_when_the_database_is_gone_the_answer_says_to_try_again(cluster: Cluster) -> None:
     nowhere = connect("postgresql://nobody@/nothing?host=/nonexistent")
-    parts = Parts(engine=nowhere, settings=cluster.settings, hub=Hub(), now=lambda: cluster.now, new_id=cluster.new_id)
+    parts = Parts(
+        engine=nowhere,
+        settings=cluster.settings,
+        tariffs=TariffSource(cluster.settings),
+        hub=Hub(),
+        now=lambda: cluster.now,
+        new_id=cluster.new_id,
+    )
     with TestClient(create_app(parts), "http://127.0.0.1", headers={"Authorization": "Bearer x"}) as client:
         for method, path in (("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/readyz")):
             answer = client.request(method, path, **({"json": TRUE} if method == "POST" else {}))

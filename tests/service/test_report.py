@@ -19,9 +19,10 @@ from scheduler.objective import evaluate
 from scheduler.power import cpu_active_w, device_power, host_base_w, node_power
 from service.db import snapshot
 from service.nodes import inventory_of
-from service.reports.allocation import Tariff, report
+from service.reports.allocation import report
 from service.reports.table import COLUMNS, to_csv
 from service.store import power as power_store
+from service.tariffs import Tariff
 from tests.builders import job, placement, problem, shape
 from tests.builders import node as node_of
 from tests.service.cluster import Cluster, node_report

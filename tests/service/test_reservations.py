@@ -5,6 +5,7 @@ import pytest
 from protocol.batch import DryRunView
 from protocol.jobs import JobSpec
 from service import dry_run
+from service.cycle.problem import NO_TARIFF
 from service.db import snapshot
 from tests.service.cluster import Cluster
 from tests.service.test_cycle import new_cycle, reasons, states
@@ -36,6 +37,7 @@ def try_out(cluster: Cluster, **spec: object) -> DryRunView:
             pue=1.0,
             overtaken_s=cluster.settings.overtaken_s,
             pools=cluster.settings.power_pools,
+            tariff=NO_TARIFF,
             now=cluster.now,
         )
     return dry_run.weigh(run)

@@ -17,7 +17,8 @@ from protocol.states import Role
 from service.cycle.commit import Overtaken
 from service.db import snapshot
 from service.models import allocations
-from service.reports.allocation import Tariff, report
+from service.reports.allocation import report
+from service.tariffs import Tariff
 from tests.service.cluster import Cluster, placement_on
 from tests.service.test_cycle import new_cycle, reasons, states
 

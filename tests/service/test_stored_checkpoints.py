@@ -18,6 +18,7 @@ from protocol.states import EndReason
 from service.api.app import create_app
 from service.api.deps import Parts
 from service.api.hub import Hub
+from service.tariff_source import TariffSource
 from tests.invariants import i11_the_latest_is_of_an_attempt_and_whole
 from tests.service.cluster import Cluster
 from tests.service.conftest import bearer
@@ -199,6 +200,7 @@ def app_with(cluster: Cluster, **settings: object) -> FastAPI:
     parts = Parts(
         engine=cluster.engine,
         settings=cluster.settings.model_copy(update=settings),
+        tariffs=TariffSource(cluster.settings),
         hub=Hub(),
         now=lambda: cluster.now,
         new_id=cluster.new_id,
