@@ -1,5 +1,6 @@
 """How a gang trains one model together, by the option `strategy`."""
 
+import torch
 from torch import nn
 
 from training.errors import InputError
@@ -23,4 +24,12 @@ def strategy_of(network: nn.Module, loss: Loss, options: StrategyOptions, ranks:
         value = getattr(options, name)
         if options.strategy != strategy and value != getattr(StrategyOptions(), name):
             raise InputError(f"option {name}={value} goes with strategy={strategy}, not {options.strategy}")
+    if options.precision == "bfloat16" and ranks.device.type == "cuda" and not _computes_bfloat16(ranks.device):
+        name = torch.cuda.get_device_name(ranks.device)
+        raise InputError(f"option precision=bfloat16: {name} does not compute in it; leave it out or use another kind")
     return KINDS[options.strategy](network, loss, options, ranks)
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Whether the GPU has units for it, which NVIDIA's have since compute capability 8.0 (Ampere)."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)

@@ -9,16 +9,16 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from training.objectives import Loss, ObjectiveOptions, optimizer_of
+from training.objectives import Loss, optimizer_of
 from training.ranks import Ranks
 from training.strategies.states import load_network, load_optimizer, network_state, optimizer_state
-from training.strategies.strategy import step
+from training.strategies.strategy import StrategyOptions, step
 
 
 class DataParallel:
     """What all that split a batch have in common. See Strategy for the methods."""
 
-    def __init__(self, network: nn.Module, loss: Loss, options: ObjectiveOptions, ranks: Ranks) -> None:
+    def __init__(self, network: nn.Module, loss: Loss, options: StrategyOptions, ranks: Ranks) -> None:
         self._network, self._loss, self._options, self._ranks = network, loss, options, ranks
         self._optimizer = optimizer_of(network.parameters(), options)
 
@@ -42,7 +42,7 @@ class DataParallel:
     def score(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See Strategy."""
         self._network.eval()
-        logits = self._network(inputs)
+        logits = self._logits(self._network, inputs)
         return self._loss(logits, targets), (logits.argmax(dim=-1) == targets).sum()
 
     def state(self) -> dict[str, Any]:
@@ -60,15 +60,21 @@ class DataParallel:
     def _backward(self, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
         """The gradients of `scale` times the loss through `model`, which is the network or around it; the loss."""
         model.train()
-        loss = self._loss(model(inputs), targets)
+        loss = self._loss(self._logits(model, inputs), targets)
         (loss * scale).backward()
         return loss.detach()
+
+    def _logits(self, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        """What `model` computes, as float32, so that the loss and its sum over many targets are exact."""
+        lowered = self._options.precision == "bfloat16"
+        with torch.autocast(self._ranks.device.type, dtype=torch.bfloat16, enabled=lowered):
+            return model(inputs).float()
 
 
 class Replicated(DataParallel):
     """Every rank holds the whole model."""
 
-    def __init__(self, network: nn.Module, loss: Loss, options: ObjectiveOptions, ranks: Ranks) -> None:
+    def __init__(self, network: nn.Module, loss: Loss, options: StrategyOptions, ranks: Ranks) -> None:
         super().__init__(network.to(ranks.device), loss, options, ranks)
         self._model = DistributedDataParallel(network)
 
@@ -89,7 +95,7 @@ class Sharded(DataParallel):
         self,
         network: nn.Module,
         loss: Loss,
-        options: ObjectiveOptions,
+        options: StrategyOptions,
         ranks: Ranks,
         *,
         mesh: DeviceMesh | None = None,

@@ -17,13 +17,16 @@ class StrategyOptions(ObjectiveOptions):
     `parameter-server`, the last `servers` ranks hold the weights and the others compute gradients; with `tensor`,
     groups of `tensor_ranks` ranks, 0 for all of the gang, divide the work on every example, and the groups each batch.
 
-    With `asynchronous=1`, servers apply each gradient as it comes, instead of one sum from all for each batch.
+    With `asynchronous=1`, servers apply each gradient as it comes, instead of one sum from all for each batch. With
+    `precision=bfloat16`, the network computes in it where torch's autocast deems that safe; weights, gradients, the
+    optimiser's state and the loss stay float32.
     """
 
     strategy: str = option("ddp", one_of=STRATEGIES)
     servers: int = option(1, at_least=1, at_most=10_000)
     asynchronous: int = option(0, at_least=0, at_most=1)
     tensor_ranks: int = option(0, at_least=0, at_most=10_000)
+    precision: str = option("float32", one_of=("float32", "bfloat16"))
 
 
 class Strategy(Protocol):

@@ -1,0 +1,103 @@
+"""Options that make training faster change neither what is learned, within a tolerance, nor what is saved."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tests.training import gang
+from training.__main__ import main
+from training.errors import InputError
+from training.objectives import loss_of
+from training.ranks import Ranks
+from training.strategies import strategy_of
+from training.strategies.strategy import StrategyOptions
+
+DIGITS = ["digits-mlp", "epochs=3", "hidden=24", "optimizer=adamw", "learning_rate=0.003"]
+STEPS = 23
+"""Of each epoch."""
+
+BFLOAT16_TOLERANCE = 0.03
+"""Relative, of mean losses. Its numbers have 8 bits; losses of these runs came out 1 % apart at most."""
+
+
+@pytest.fixture(autouse=True)
+def _one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "ERGON_CHECKPOINT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Runs a recipe in this process, as one rank; gives what it told."""
+    runs = iter(range(100))
+
+    def run(*words: str) -> list[dict[str, float]]:
+        path = tmp_path / f"told-{next(runs)}"
+        monkeypatch.setenv("ERGON_PROGRESS", str(path))
+        assert main(list(words)) == 0
+        return told(gang.progress(path))
+
+    yield run
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def told(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [line["metrics"] for line in lines]
+
+
+def dtypes(state: object) -> set[torch.dtype]:
+    """Of all tensors in what was saved."""
+    if isinstance(state, dict):
+        return set().union(*map(dtypes, state.values()))
+    return {state.dtype} if torch.is_tensor(state) else set()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_bfloat16_stays_near_float32_saves_float32_and_goes_on_exactly(
+    strategy: str, alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*DIGITS, f"strategy={strategy}"]
+    exact = alone(*words)
+    monkeypatch.setenv("ERGON_CHECKPOINT_DIR", str(tmp_path / "saved"))
+    monkeypatch.setenv("ERGON_EPOCH", "1")
+    lowered = alone(*words, "precision=bfloat16")
+    assert lowered != exact
+    for one, other in zip(lowered, exact, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=BFLOAT16_TOLERANCE)
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=BFLOAT16_TOLERANCE)
+    saved = torch.load(next((tmp_path / "saved").rglob("state.pt")), weights_only=True)
+    assert dtypes(saved["model"]) == {torch.float32}
+
+    monkeypatch.setenv("ERGON_EPOCH", "2")
+    monkeypatch.setenv("ERGON_CHECKPOINT_LATEST", f"1/{2 * STEPS}")
+    assert alone(*words, "precision=bfloat16") == lowered[2:], "bit for bit"
+
+
+def test_gangs_whose_ranks_hold_different_weights_compute_in_bfloat16_too(alone: Any, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("abacad" * 500)
+    small = ["lm", f"data={text}", "layers=1", "heads=2", "width=32", "context=6", "steps=10", "score_every=5"]
+    exact = alone(*small)
+    for strategy in ("tensor", "parameter-server"):
+        words = [*small, f"strategy={strategy}", "precision=bfloat16"]
+        exits = gang.run(words, world_size=2, folder=tmp_path)
+        assert [(rank.code, rank.stderr) for rank in exits] == [(0, "")] * 2
+        lowered = told(exits[0].progress)[-2:]
+        assert lowered != exact
+        for one, other in zip(lowered, exact, strict=True):
+            assert one["loss"] == pytest.approx(other["loss"], rel=BFLOAT16_TOLERANCE)
+
+
+def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
+    ranks = Ranks(rank=0, world_size=1, device=torch.device("cuda", 0))
+    options = StrategyOptions(precision="bfloat16")
+    with pytest.raises(InputError, match="option precision=bfloat16: Tesla T4 does not compute in it"):
+        strategy_of(nn.Linear(4, 2), loss_of(options), options, ranks)
