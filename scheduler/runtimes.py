@@ -92,6 +92,10 @@ class RunTime:
         most_s = max(most_s, SHORTEST_RUN_S)
         return replace(self, median_s=min(max(self.median_s, SHORTEST_RUN_S), most_s), most_s=most_s)
 
+    def part(self, share: float) -> "RunTime":
+        """How long this share of the work takes."""
+        return replace(self, median_s=max(self.median_s * share, SHORTEST_RUN_S))
+
     def after(self, elapsed_s: float) -> "RunTime":
         """How much longer, for a job that has run so long and has not ended: the part of the distribution that is
         left, by its 10th percentile, median and 90th taken for a log-normal again.

@@ -65,9 +65,7 @@ def read(
     works = [(person.id, run_times.signature(spec)) for spec in specs]
     times = run_times.read(tx, works)
     asked = [
-        planned_job(
-            spec, problem.nodes, times, work, job_id=f"asked-{index}", priority=spec.priority, order=LAST + index
-        )
+        planned_job(spec, problem.nodes, times, work, job_id=f"asked-{index}", order=LAST + index)
         for index, (spec, work) in enumerate(zip(specs, works, strict=True))
     ]
     later = [put_off_of(spec, job.shapes, now, tariff, now) for spec, job in zip(specs, asked, strict=True)]

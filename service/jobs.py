@@ -35,10 +35,9 @@ def look(tx: Connection, person: Person, job_id: str, *, now: datetime) -> JobVi
         return view
     held = attempt_store.held_work(tx, job_id)
     row = find(tx, person, job_id)
-    work = (row.user_id, row.signature)
-    times = run_times.read(tx, [work])
+    times = run_times.read(tx, [(row.user_id, row.signature)])
     running = next((member for member in held if member.epoch == view.epoch), None)
-    kind, time = (running.kind, times.left(running, now)) if running else times.best_known(work, view.spec)
+    kind, time = (running.kind, times.left(running, now)) if running else times.best_known(row, view.spec)
     return view.model_copy(update={"expected": run_times.view(time, kind)})
 
 

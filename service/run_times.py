@@ -81,36 +81,37 @@ class RunTimes:
             self._whole[key] = whole_run(known, size)
         return self._whole[key]
 
+    def next_try(self, job: Record, spec: JobSpec, kind: str) -> RunTime:
+        """How long a job that waits runs on devices of this kind: all of it, or what its checkpoint leaves."""
+        return self.whole((job.user_id, job.signature), spec, kind).part(_share_left(job))
+
     def left(self, member: Record, now: datetime) -> RunTime:
         """How much longer an attempt needs that holds nodes. `member` is a row of `attempts.held_work`."""
         spec = JobSpec.model_validate(member.spec)
-        whole = self.whole((member.user_id, member.signature), spec, member.kind)
+        work = self.whole((member.user_id, member.signature), spec, member.kind).part(_share_left(member))
         if member.started_at is None:
-            return whole
-        elapsed_s = max(0.0, (now - member.started_at).total_seconds())
+            return work
+        saved = member.checkpoint_epoch == member.epoch
+        since_s = (now - (member.checkpoint_at if saved else member.started_at)).total_seconds()
         pace = _pace(member.pace, member.epoch)
-        left = (pace and time_left(pace, now.timestamp())) or whole.after(elapsed_s)
-        return left.within((spec.time_limit_s or LONGEST_RUN_S) - elapsed_s)
+        left = (pace and time_left(pace, now.timestamp())) or work.after(since_s)
+        return left.within((spec.time_limit_s or LONGEST_RUN_S) - (now - member.started_at).total_seconds())
 
-    def best_known(self, work: Work, spec: JobSpec) -> tuple[str, RunTime]:
-        """The kind of devices, of those that the job accepts, on which the most is known of it; and how long it runs
-        there. Empty if no kind says more than another.
+    def best_known(self, job: Record, spec: JobSpec) -> tuple[str, RunTime]:
+        """The kind of devices, of those that a job accepts that waits, on which the most is known of it; and how long
+        it runs there. Empty if no kind says more than another.
         """
         kinds = spec.device_kinds if spec.devices_per_node else ()
-        ran_on = dict.fromkeys(run.size.kind for run in self._runs.get(work, ()))
-        times = [(kind, self.whole(work, spec, kind)) for kind in ["", *(kinds or ran_on)]]
+        ran_on = dict.fromkeys(run.size.kind for run in self._runs.get((job.user_id, job.signature), ()))
+        times = [(kind, self.next_try(job, spec, kind)) for kind in ["", *(kinds or ran_on)]]
         return min(times, key=lambda time: _BELIEVED.index(time[1].source))
-
-
-UNREAD = RunTimes({}, {})
-"""Nothing but what a spec says."""
 
 
 def read(tx: Connection, works: Iterable[Work]) -> RunTimes:
     """What the database knows of these works and of their users."""
     wanted = set(works)
     if not wanted:
-        return UNREAD
+        return RunTimes({}, {})
     runs: dict[Work, list[Run]] = defaultdict(list)
     signed = {(user, signed) for user, signed in wanted if signed is not None}
     for row in store.past_runs(tx, signed, MOST_RUNS):
@@ -125,12 +126,6 @@ def read(tx: Connection, works: Iterable[Work]) -> RunTimes:
     for row in store.past_estimates(tx, {user for user, _ in wanted}, MOST_ESTIMATES):
         ratios[row.user_id].append(max(row.ran_s, SHORTEST_RUN_S) / max(row.stated_s, SHORTEST_RUN_S))
     return RunTimes(runs, ratios)
-
-
-def _size(spec: JobSpec, kind: str) -> Size:
-    """What a job has of devices, in the planner's words."""
-    share = round(spec.device_share * WHOLE_DEVICE)
-    return Size(nodes=spec.nodes, devices=spec.devices_per_node, kind=kind, share=share)
 
 
 def heard(stored: dict[str, Any] | None, epoch: int, lines: Iterable[Line], now: datetime) -> dict[str, Any] | None:
@@ -155,6 +150,21 @@ def view(time: RunTime, kind: str) -> ExpectedView:
         runs=time.runs,
         because=_BECAUSE[time.source].format(runs=runs),
     )
+
+
+def _size(spec: JobSpec, kind: str) -> Size:
+    """What a job has of devices, in the planner's words."""
+    share = round(spec.device_share * WHOLE_DEVICE)
+    return Size(nodes=spec.nodes, devices=spec.devices_per_node, kind=kind, share=share)
+
+
+def _share_left(row: Record) -> float:
+    """How much of a job's steps its latest checkpoint leaves; 1 without one, or if nobody has said how many there are.
+    `row` has the job's checkpoint and pace.
+    """
+    total = row.pace["total"] if row.pace and row.pace["by"] == "step" else 0
+    saved = row.checkpoint_step or 0
+    return 1.0 - saved / total if 0 < saved <= total else 1.0
 
 
 def _pace(stored: dict[str, Any] | None, epoch: int) -> Pace | None:

@@ -156,12 +156,10 @@ def why_never(tx: Connection, specs: Sequence[JobSpec]) -> list[tuple[Reason, ..
     return answers
 
 
-def planned_job(
-    spec: JobSpec, nodes: Sequence[Node], times: RunTimes, work: Work, *, job_id: str, priority: int, order: int
-) -> Job:
-    """A job as the planner sees it, whether it is in the database or not."""
+def planned_job(spec: JobSpec, nodes: Sequence[Node], times: RunTimes, work: Work, *, job_id: str, order: int) -> Job:
+    """A job that is not in the database, as the planner would see it."""
     shapes = shapes_of(spec, nodes, lambda kind: times.whole(work, spec, kind).median_s)
-    return Job(id=job_id, priority=priority, order=order, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
+    return Job(id=job_id, priority=spec.priority, order=order, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
 
 
 def verdict_view(verdict: Verdict, *, cycle: int | None) -> VerdictView:
@@ -267,5 +265,6 @@ def _free(device: Record, taken: int) -> int:
 
 
 def _job(row: Record, nodes: Sequence[Node], times: RunTimes) -> Job:
-    spec, work = JobSpec.model_validate(row.spec), (row.user_id, row.signature)
-    return planned_job(spec, nodes, times, work, job_id=row.id, priority=row.priority, order=row.seq)
+    spec = JobSpec.model_validate(row.spec)
+    shapes = shapes_of(spec, nodes, lambda kind: times.next_try(row, spec, kind).median_s)
+    return Job(id=row.id, priority=row.priority, order=row.seq, shapes=shapes, wait_w=default_wait_w(shapes, nodes))

@@ -241,6 +241,7 @@ def held_work(tx: Connection, job_id: str | None = None) -> Sequence[Record]:
             jobs.c.seq,
             jobs.c.priority,
             jobs.c.checkpoint_epoch,
+            jobs.c.checkpoint_step,
             jobs.c.checkpoint_at,
             jobs.c.user_id,
             jobs.c.signature,

@@ -138,6 +138,27 @@ def test_a_job_that_ran_twice_tells_nothing(cluster: Cluster, node: str) -> None
     assert planned_s(cluster, cluster.submit(**TRAIN)) == {"t4": 3_600.0}
 
 
+def test_a_job_that_goes_on_from_a_checkpoint_has_the_other_steps_before_it(
+    cluster: Cluster, client: TestClient, node: str
+) -> None:
+    ran(cluster, 1_000, **TRAIN)
+    job = cluster.submit(max_retries=1, **TRAIN)
+    first = start(cluster, job, node)
+    report(cluster, first, step=610, total_steps=1000)
+    cluster.tell(node, first, AttemptState.RUNNING, checkpoint=600)
+    cluster.end(node, first, EndReason.FAILED, 1)
+    cluster.advance(1_000)
+    shown = expected(client, job)
+    assert shown is not None
+    assert (shown.source, shown.seconds) == ("past_runs", pytest.approx(400))
+    assert planned_s(cluster, job) == {"t4": pytest.approx(400)}
+    second = start(cluster, job, node)
+    assert cluster.problem()[0].nodes[0].busy_s == pytest.approx(400)
+    cluster.advance(300)
+    cluster.tell(node, second, AttemptState.RUNNING, checkpoint=800)
+    assert cluster.problem()[0].nodes[0].busy_s == pytest.approx(200), "counted from when it saved"
+
+
 def test_estimates_are_corrected_by_what_became_of_those_of_before(
     cluster: Cluster, client: TestClient, node: str
 ) -> None:
