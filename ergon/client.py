@@ -220,8 +220,11 @@ class Client:
         """
         return parse(JobView, self._connection.post(f"{_job_path(job_id)}/cancel", None, key=key or fresh_key()))
 
-    def wait(self, job_id: str, *, timeout_s: float | None = None) -> JobView:
-        """The job once it has ended, however it ended. Survives a restart of the service.
+    def wait(
+        self, job_id: str, *, timeout_s: float | None = None, look: Callable[[JobView], None] = lambda _job: None
+    ) -> JobView:
+        """The job once it has ended, however it ended; `look` sees it now and then before. Survives a restart of the
+        service.
 
         Raises WaitTimedOut after `timeout_s`; the job goes on then.
         """
@@ -229,6 +232,7 @@ class Client:
         while (job := self._get(_job_path(job_id), JobView, tries=PATIENT_TRIES)).state not in FINAL_JOB_STATES:
             if timeout_s is not None and waited_s >= timeout_s:
                 raise WaitTimedOut(f"job {job_id} is still {job.state} after {timeout_s:g} s; it goes on")
+            look(job)
             self._sleep(pause_s)
             waited_s, pause_s = waited_s + pause_s, min(1.5 * pause_s, LONGEST_POLL_S)
         return job

@@ -229,9 +229,18 @@ def submit(
 def _run(client: Client, spec: JobSpec, *, wait: bool, follow: bool, as_json: bool) -> int:
     with told_on_interrupt(MAYBE_SUBMITTED):
         job = client.submit(spec)
+    told = codes_of(job)
     if not as_json:
         line(job.id)
         note(first_words(job))
+
+    def look(job: JobView) -> None:
+        """Say why it waits when that has changed."""
+        nonlocal told
+        if not as_json and codes_of(job) not in (told, []):
+            told = codes_of(job)
+            note(first_words(job))
+
     if not (wait or follow):
         if as_json:
             write_json(job)
@@ -239,7 +248,7 @@ def _run(client: Client, spec: JobSpec, *, wait: bool, follow: bool, as_json: bo
     with told_on_interrupt(goes_on(job.id)):
         if follow:
             print_logs(client.follow_logs(job.id), prefix=spec.nodes * spec.ranks > 1)
-        job = client.wait(job.id)
+        job = client.wait(job.id, look=look)
     if as_json:
         write_json(job)
     else:
@@ -254,6 +263,12 @@ def _shipped(spec: JobSpec, shipment: Shipment) -> JobSpec:
             "and see that .gitignore does not leave it out"
         )
     return spec.model_copy(update={"code": shipment.digest})
+
+
+def codes_of(job: JobView) -> list[str]:
+    """Why it waits; nothing if it does not."""
+    waits = job.verdict is not None and job.state in (JobState.HELD, JobState.QUEUED)
+    return [reason.code for reason in job.verdict.reasons] if waits and job.verdict else []
 
 
 def first_words(job: JobView) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from ergon.cli.main import main
 from protocol.batch import BatchItem, BatchRequest, BatchView, DryRunItem, DryRunRequest, DryRunView
-from protocol.jobs import ArrayPlace, ArraySpec, ArrayView, Dependency, JobPage, JobSpec, Reason, VerdictView
+from protocol.jobs import ArrayPlace, ArraySpec, ArrayView, Dependency, JobPage, JobSpec, JobView, Reason, VerdictView
 from protocol.states import JobState
 from tests.ergon.builders import NOON, a_job
 from tests.ergon.http_service import HttpService, http_service
@@ -202,3 +202,15 @@ def test_schema_is_json(service: HttpService, capsys: Captured) -> None:
     assert main(["schema"]) == 0
     assert "FileJob" in json.loads(capsys.readouterr().out)["$defs"]
     assert service.asked == []
+
+
+def test_submit_wait_says_anew_why_the_job_waits_when_that_changes(service: HttpService, capsys: Captured) -> None:
+    def waits(code: str, message: str) -> JobView:
+        return a_job(verdict=VerdictView(outcome="waiting", reasons=[Reason(code=code, message=message)]))
+
+    service.answer("POST /v1/jobs", waits("busy", "4 of 4 devices are held"))
+    told = [waits("busy", "4 of 4 devices are held"), waits("busy", "3 of 4"), waits("later", "it may wait")]
+    service.answer("GET /v1/jobs/j1", *told, a_job(state=JobState.SUCCEEDED))
+    assert main(["submit", "--no-ship", "--wait", "--", "x"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("waiting")]
+    assert lines == ["waiting: 4 of 4 devices are held", "waiting: it may wait"]
