@@ -33,9 +33,10 @@ def look(tx: Connection, person: Person, job_id: str, *, now: datetime) -> JobVi
     view = get(tx, person, job_id)
     if view.state in FINAL_JOB_STATES:
         return view
-    held = attempt_store.held_work(tx, job_id)
     row = find(tx, person, job_id)
     times = run_times.read(tx, [(row.user_id, row.signature)])
+    # An attempt that has ended may hold its nodes while the job waits again.
+    held = attempt_store.held_work(tx, job_id) if view.state in (JobState.STARTING, JobState.RUNNING) else ()
     running = next((member for member in held if member.epoch == view.epoch), None)
     kind, time = (running.kind, times.left(running, now)) if running else times.best_known(row, view.spec)
     return view.model_copy(update={"expected": run_times.view(time, kind)})

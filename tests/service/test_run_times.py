@@ -146,11 +146,13 @@ def test_a_job_that_goes_on_from_a_checkpoint_has_the_other_steps_before_it(
     first = start(cluster, job, node)
     report(cluster, first, step=610, total_steps=1000)
     cluster.tell(node, first, AttemptState.RUNNING, checkpoint=600)
-    cluster.end(node, first, EndReason.FAILED, 1)
-    cluster.advance(1_000)
+    cluster.advance(300)
+    cluster.tell(node, first, AttemptState.ENDED, reason=EndReason.FAILED, exit_code=1)
     shown = expected(client, job)
     assert shown is not None
     assert (shown.source, shown.seconds) == ("past_runs", pytest.approx(400))
+    cluster.end(node, first, EndReason.FAILED, 1)
+    cluster.advance(700)
     assert planned_s(cluster, job) == {"t4": pytest.approx(400)}
     second = start(cluster, job, node)
     assert cluster.problem()[0].nodes[0].busy_s == pytest.approx(400)
