@@ -70,8 +70,9 @@ def register(
         values |= {"report_seq": 0, "samples_taken": 0}
         store.close_session(tx, name, ended_at=node.last_seen_at)
         store.change_node(tx, name, incarnation=incarnation, **values)
-        power.happen(tx, node, Event.HEARD, now=now)
-        if node.boot_id != report.boot_id:
+        booted = node.boot_id != report.boot_id
+        power.happen(tx, node, Event.BOOTED if booted else Event.HEARD, now=now)
+        if booted:
             attempts.lose_node(tx, name, release=True, max_attempts=max_attempts, now=now)
     store.offer_devices(tx, name, [_device_row(device) for device in report.devices])
     store.open_session(

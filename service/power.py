@@ -12,7 +12,7 @@ from service.store import alarms as alarm_store
 from service.store import nodes as node_store
 from service.store import power as store
 
-SETTLED = (Event.HEARD, Event.WENT)
+SETTLED = (Event.BOOTED, Event.HEARD, Event.WENT)
 """What shows that the node can be switched after all."""
 
 
@@ -23,7 +23,9 @@ def happen(tx: Connection, node: Record, event: Event, *, now: datetime) -> bool
         return False
     store.change_power(tx, node.id, state, now=now)
     if event in SETTLED:
-        node_store.change_node(tx, node.id, hook_failures=0, hook_error=None, hook_retry_at=None)
+        # One that was only heard counts as one whose command failed: if it is lost next, it may have been off.
+        failures = int(event is Event.HEARD)
+        node_store.change_node(tx, node.id, hook_failures=failures, hook_error=None, hook_retry_at=None)
         alarm_store.drop(tx, Alarm.HOOK_FAILED, node.id)
     notify(tx, "cycle")
     return True

@@ -27,7 +27,8 @@ class Event(Enum):
     WENT = auto()  # its `off` command ended well, and its agent is silent
     STAYED = auto()  # it does not go off: the command failed, or its agent is still heard
     CALL = auto()  # it is to come on
-    HEARD = auto()  # its agent registered, or was heard again
+    BOOTED = auto()  # its agent registered after a boot
+    HEARD = auto()  # its agent was heard without a boot: it never was off, or the message is an old one
     MISSING = auto()  # it was not heard within its boot limit
 
 
@@ -37,7 +38,9 @@ CHANGES: dict[tuple[PowerState, Event], PowerState] = {
     (SUSPENDING, Event.WENT): OFF,
     (SUSPENDING, Event.STAYED): ON,
     (OFF, Event.CALL): BOOTING,
-    (OFF, Event.HEARD): ON,  # somebody else switched it on
+    (OFF, Event.BOOTED): ON,  # somebody else switched it on
+    (OFF, Event.HEARD): ON,
+    (BOOTING, Event.BOOTED): ON,
     (BOOTING, Event.HEARD): ON,
     (BOOTING, Event.MISSING): OFF,
 }

@@ -185,7 +185,9 @@ def _locked(tx: Connection, row: Record, term: int) -> Record | None:
 
 
 def _may_have_gone(row: Record) -> bool:
-    """Whether its `off` command may have worked although it failed: it is lost since, and is to come back."""
+    """Whether it is lost, and may be off although it counts as on: its `off` command failed and may have worked, or it
+    was heard without a boot, which may have been an old message.
+    """
     lost = row.power == PowerState.ON.value and row.state == NodeState.LOST.value
     return lost and row.hook_failures > 0 and row.power_kept != PowerState.OFF.value
 

@@ -211,6 +211,25 @@ def test_a_node_that_is_lost_after_its_command_failed_is_booted(site: Site) -> N
     assert states(cluster, waits, other) == ["starting", "starting"], "what it was given meanwhile starts again"
 
 
+def test_an_old_message_does_not_keep_a_node_off_for_ever(site: Site) -> None:
+    """It was off, its agent's last words came late: it counted as on, and then as lost."""
+    cluster = site.cluster
+    cluster.join("n1")
+    site.put_off("n1")
+    cluster.sync("n1")
+    job = cluster.submit(devices_per_node=2)
+    site.step()
+    assert (site.power("n1"), states(cluster, job)) == (["on"], ["starting"])
+    cluster.lose("n1")
+    site.step()
+    assert site.power("n1") == ["booting"]
+    site.hooks.end("n1")
+    cluster.join("n1", boot_id="boot-2")
+    cluster.lose("n1")
+    site.step()
+    assert site.power("n1") == ["on"], "after a boot it is lost like any other"
+
+
 def test_a_node_that_stays_on_in_spite_of_its_command_is_used_again(site: Site) -> None:
     site.cluster.join("n1")
     site.step(POOL.idle_s, "n1")
