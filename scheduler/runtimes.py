@@ -37,7 +37,7 @@ GUESS_SIGMA = 1.0
 KIND_SIGMA = 0.8
 """How far the logarithm of a time on another kind of device is off. Of single devices in two sets of measurements the
 root mean square is 0.55 (T4, RTX 2080 Ti, Quadro RTX 6000, A100; Sia, SOSP 2023) and 1.15 (K80, P100, V100; Gavel, OSDI
-2020). Taking a device for as fast as it draws power was no better: 1.0 and 1.2.
+2020), by `bench.runtimes.kinds`. Taking a device for as fast as it draws power was no better: 1.07 and 1.21.
 """
 
 FEWEST_ESTIMATES = 3
