@@ -30,12 +30,20 @@ class Tensors:
         return len(self.targets)
 
     def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of these examples."""
+        """Inputs and targets of these examples, whose indices are on the CPU."""
+        indices = sent(indices, self.targets.device)
         return self.inputs[indices], self.targets[indices]
 
     def to(self, device: torch.device) -> "Tensors":
         """The same on another device."""
         return Tensors(inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The same from the CPU's memory on `device`. To a GPU it is copied when it has done what it was given before, and
+    nothing waits for that: the CPU goes on to take the next batch meanwhile.
+    """
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def split(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from training.objectives import loss_of, rate_at
 from training.options import option
 from training.ranks import Ranks
 from training.saving import STOPPED, must_stop, save, saved
+from training.speed import Laps, Speed, operations, peak_memory, peak_of
 from training.strategies import strategy_of
 from training.strategies.strategy import Strategy, StrategyOptions
 
@@ -41,6 +43,21 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """A round of steps: mean loss over its `targets`, each taken before its own step, and how many `examples` it had.
+
+    If a loss was not finite: that loss, and as `bad` its step. `step_ms` is the median of those of this rank in which
+    it had any examples.
+    """
+
+    loss: float
+    bad: int | None
+    examples: int
+    targets: int
+    step_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Diverged:
     """The loss was no longer finite at `step`; `saved` is the step of the latest checkpoint, None if there is none."""
 
@@ -64,6 +81,8 @@ def fit(
 
     Goes on from what an attempt of before has saved; tells the score of every round from rank 0.
     """
+    peak = peak_of(ranks.device, options.precision)
+    operations_each = operations(network, training.take(torch.arange(1))[0]) if peak else 0
     strategy = strategy_of(network, loss_of(options), options, ranks)
     done, score, kept = 0, Score(loss=math.inf, val_loss=math.inf, accuracy=0.0), None
     if (state := saved(ranks)) is not None:
@@ -72,16 +91,22 @@ def fit(
         kept = done * rounds.steps
     for number in range(done + 1, rounds.total + 1):
         began = time.monotonic()
-        loss, bad = train_round(strategy, training, rounds, number, options, ranks)
-        rate = rounds.steps / (time.monotonic() - began)
-        if bad is not None:
-            return Diverged(step=bad, loss=loss, saved=kept)
+        trained = train_round(strategy, training, rounds, number, options, ranks)
+        rate = trained.examples / (time.monotonic() - began)
+        if trained.bad is not None:
+            return Diverged(step=trained.bad, loss=trained.loss, saved=kept)
         val_loss, accuracy = evaluate(strategy, validation, options.batch_size, ranks)
         if not math.isfinite(val_loss):  # the last update broke the weights, which must not be saved
             return Diverged(step=number * rounds.steps, loss=val_loss, saved=kept)
-        score = Score(loss=loss, val_loss=val_loss, accuracy=accuracy)
+        score = Score(loss=trained.loss, val_loss=val_loss, accuracy=accuracy)
         if ranks.first:
-            tell(score, number, rounds, rate=rate)
+            speed = Speed(
+                step_ms=trained.step_ms,
+                examples_per_s=rate,
+                memory_bytes=peak_memory(ranks.device),
+                utilisation=operations_each * rate / (peak * ranks.world_size) if peak else None,
+            )
+            tell(score, number, rounds, speed, targets_each=trained.targets // trained.examples)
         stopping = number < rounds.total and must_stop(ranks)
         if stopping or (options.checkpoint_every and number % options.checkpoint_every == 0):
             save(number * rounds.steps, {"model": strategy.state(), "round": number, "score": asdict(score)}, ranks)
@@ -93,45 +118,49 @@ def fit(
 
 def train_round(
     strategy: Strategy, examples: Examples, rounds: Rounds, number: int, options: FitOptions, ranks: Ranks
-) -> tuple[float, int | None]:
-    """Mean loss over the targets of a round, each taken before its own step, and None.
-
-    If a loss was not finite: that loss, and its step.
-    """
-    batches = rounds.batches(number)
+) -> Round:
+    """All steps of a round. Waits for the device at the end."""
+    batches, laps = rounds.batches(number), Laps(ranks.device)
     before = (number - 1) * rounds.steps
     losses = torch.zeros(len(batches), dtype=torch.float64, device=ranks.device)
     counts: list[int] = []
     for position, batch in enumerate(batches):
         # What is drawn at random follows from the step, so that a run that was broken off draws the same.
         torch.manual_seed(options.seed + 1_000_003 * (before + position) + 7_919 * strategy.part)
-        losses[position], count = train_step(strategy, examples, batch, position, options)
+        share = strategy.share(batch, position)
+        laps.begin()
+        losses[position], count = train_step(strategy, examples, share, len(batch), options)
         counts.append(count)
         strategy.update(rate_at(before + position + 1, rounds.total * rounds.steps, options))
+        if len(share):
+            laps.end()
     strategy.settle()
     ranks.total(losses)
     finite = losses.isfinite()
+    targets, loss, bad = sum(counts), losses.sum().item(), None
     if not finite.all():
         first = int(finite.int().argmin().item())
-        return losses[first].item(), before + first + 1
-    return losses.sum().item() / sum(counts), None
+        loss, bad = losses[first].item() * targets, before + first + 1
+    return Round(
+        loss=loss / targets, bad=bad, examples=sum(map(len, batches)), targets=targets, step_ms=laps.median_ms()
+    )
 
 
 def train_step(
-    strategy: Strategy, examples: Examples, batch: torch.Tensor, number: int, options: FitOptions
+    strategy: Strategy, examples: Examples, share: torch.Tensor, batch_size: int, options: FitOptions
 ) -> tuple[torch.Tensor, int]:
-    """The gradients of the mean loss of `batch`, the one of that number in its round.
+    """The gradients of the mean loss of a batch of that many examples, of which this rank computes `share`.
 
     Returns this rank's part of the summed loss, and the targets in all. Every rank computes in as many parts, some of
     which may be empty: each takes part in the exchange of gradients.
     """
-    parts = strategy.share(batch, number).tensor_split(options.accumulate)
+    parts = share.tensor_split(options.accumulate)
     total, count = torch.zeros(()), 0
     for position, part in enumerate(parts):
         inputs, targets = examples.take(part)
-        count = count or len(batch) * math.prod(targets.shape[1:])
+        count = count or batch_size * math.prod(targets.shape[1:])
         loss = strategy.add_gradients(inputs, targets, scale=1 / count, last=position == len(parts) - 1)
-        total = total.to(loss.device) + loss
+        total = total + loss  # wherever that is: to bring zero to a GPU first would wait for it
     return total, count
 
 
@@ -147,11 +176,20 @@ def evaluate(strategy: Strategy, examples: Examples, batch_size: int, ranks: Ran
     return loss, accuracy
 
 
-def tell(score: Score, number: int, rounds: Rounds, *, rate: float) -> None:
-    """A round's score, for people on stdout and for Ergon. `rate` is in steps per second, without scoring."""
+def tell(score: Score, number: int, rounds: Rounds, speed: Speed, *, targets_each: int) -> None:
+    """A round's score, for people on stdout and for Ergon, and its speed without scoring.
+
+    What has several targets in each example is a text, and counted in tokens.
+    """
+    word, rate = ("tokens" if targets_each > 1 else "examples"), speed.examples_per_s * targets_each
+    known: dict[str, Any] = {f"{word}_per_s": rate}
+    if speed.utilisation is not None:
+        known["mfu"] = speed.utilisation
+    used = "" if speed.utilisation is None else f"  {100 * speed.utilisation:.1f} % of peak"
     print(
         f"{rounds.word} {number}/{rounds.total}  loss {score.loss:.4f}  val_loss {score.val_loss:.4f}  "
-        f"accuracy {score.accuracy:.4f}  {rate:.4g} steps/s",
+        f"accuracy {score.accuracy:.4f}  {speed.step_ms:.1f} ms/step  "
+        f"{rate:.0f} {word}/s  {speed.memory_bytes / 2**20:.0f} MiB{used}",
         flush=True,
     )
     epochs = {"epoch": number, "total_epochs": rounds.total} if rounds.word == "epoch" else {}
@@ -162,6 +200,9 @@ def tell(score: Score, number: int, rounds: Rounds, *, rate: float) -> None:
         loss=score.loss,
         val_loss=score.val_loss,
         accuracy=score.accuracy,
+        step_ms=speed.step_ms,
+        memory_bytes=speed.memory_bytes,
+        **known,
     )
 
 

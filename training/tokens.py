@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from training.docstrings import sources
 from training.errors import InputError
+from training.examples import sent
 from training.tables import READERS, read_table, texts
 
 BYTES = 256
@@ -102,7 +103,7 @@ class Windows:
     def take(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets (n, context) of the windows with these numbers."""
         places = indices[:, None] * self.stride + torch.arange(self.context + 1)
-        found = torch.from_numpy(self.values[places.numpy()].astype(numpy.int64)).to(self.device)
+        found = sent(torch.from_numpy(self.values[places.numpy()].astype(numpy.int64)), self.device)
         return found[:, :-1], found[:, 1:]
 
 

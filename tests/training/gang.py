@@ -12,10 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 ADDRESS = "127.0.0.1"
+SPEED = {"step_ms", "examples_per_s", "tokens_per_s", "memory_bytes", "mfu"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,4 +125,12 @@ def run(words: list[str], *, world_size: int, folder: Path, attempt: dict[str, s
 
 
 def progress(path: Path) -> list[dict[str, object]]:
+    """What was told, but for how fast it was, which no two runs have in common."""
+    lines = told(path)
+    for line in lines:
+        line["metrics"] = {name: value for name, value in line["metrics"].items() if name not in SPEED}
+    return lines
+
+
+def told(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,5 +1,6 @@
 """Options that make training faster change neither what is learned, within a tolerance, nor what is saved."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from training.__main__ import main
 from training.errors import InputError
 from training.objectives import loss_of
 from training.ranks import Ranks
+from training.speed import operations, peak_of
 from training.strategies import strategy_of
 from training.strategies.strategy import StrategyOptions
+from training.transformer import Transformer
 
 DIGITS = ["digits-mlp", "epochs=3", "hidden=24", "optimizer=adamw", "learning_rate=0.003"]
 STEPS = 23
@@ -92,6 +95,64 @@ def test_gangs_whose_ranks_hold_different_weights_compute_in_bfloat16_too(alone:
         assert lowered != exact
         for one, other in zip(lowered, exact, strict=True):
             assert one["loss"] == pytest.approx(other["loss"], rel=BFLOAT16_TOLERANCE)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_fused_optimisers_go_on_from_what_others_saved_and_back(
+    strategy: str, alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERGON_CHECKPOINT_DIR", str(tmp_path / "saved"))
+    words = [*DIGITS, f"strategy={strategy}"]
+    runs = []
+    for epoch, fused, latest in ((1, False, ""), (2, True, f"1/{STEPS}"), (3, False, f"2/{2 * STEPS}")):
+        monkeypatch.setattr("training.objectives._fused", lambda first, fused=fused: fused)
+        monkeypatch.setenv("ERGON_EPOCH", str(epoch))
+        monkeypatch.setenv("ERGON_CHECKPOINT_LATEST", latest)
+        runs.append(alone(*words))
+    for again in runs[1:]:
+        for one, other in zip(again, runs[0][-len(again) :], strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_operations_are_six_for_each_weight_and_token_and_those_of_attention() -> None:
+    """6 N + 12 L T W a token: Chowdhery et al. 2022, "PaLM", appendix B. Embeddings are looked up, not multiplied."""
+    layers, tokens, width, vocabulary = 3, 16, 32, 50
+    with torch.device("meta"):
+        network = Transformer(vocabulary=vocabulary, context=tokens, width=width, heads=2, layers=layers, dropout=0.0)
+    weights = layers * 12 * width**2 + vocabulary * width
+    expected = 6 * weights + 12 * layers * tokens * width
+    assert operations(network, torch.zeros(2, tokens, dtype=torch.int64)) == 2 * tokens * expected
+
+
+def test_every_round_tells_how_fast_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("ERGON_PROGRESS", str(tmp_path / "told"))
+    assert main(["softmax", "epochs=2"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    for line, metrics in zip(said, told(gang.told(tmp_path / "told")), strict=True):
+        assert re.search(r"  [\d.]+ ms/step  \d+ examples/s  \d+ MiB$", line), line
+        assert metrics["examples_per_s"] > 0
+        assert metrics["step_ms"] > 0
+        assert 2**26 < metrics["memory_bytes"] < 2**36
+        assert "mfu" not in metrics, "a CPU's peak is not known"
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989.5e12),
+        ("NVIDIA H100 80GB HBM3", 989.5e12),
+        ("NVIDIA H100 PCIe", 756.5e12),
+        ("NVIDIA A100-SXM4-40GB", 312e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA GH200 480GB", None),
+    ],
+)
+def test_the_peak_is_that_of_the_device_by_its_name(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
+    assert peak_of(torch.device("cuda", 0), "bfloat16") == peak
+    assert peak_of(torch.device("cuda", 0), "float32") is None
 
 
 def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

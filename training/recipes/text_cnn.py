@@ -98,9 +98,7 @@ def run(options: Options) -> int:
     encoded = encode(data.texts, vocabulary, options.length)
     with joined() as ranks:
         examples = Tensors(inputs=encoded, targets=data.targets).to(ranks.device)
-        training, validation = (
-            Tensors(*examples.take(part.to(ranks.device))) for part in (data.training, data.validation)
-        )
+        training, validation = (Tensors(*examples.take(part)) for part in (data.training, data.validation))
         torch.manual_seed(options.seed)
         network = TextNetwork(len(vocabulary) + 2, data.classes, options)
         rounds = Epochs(count=len(training), batch_size=options.batch_size, seed=options.seed, total=options.epochs)

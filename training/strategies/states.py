@@ -58,13 +58,19 @@ def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: 
         parameter = parameters[name]
         if parameter in mine:
             optimizer.state[parameter] = {
-                # Not the count of steps, which optimisers keep on the CPU.
-                key: _placed(value, parameter) if torch.is_tensor(value) and key != "step" else value
+                key: _counted(value, parameter, optimizer) if key == "step" else _placed(value, parameter)
                 for key, value in held.items()
             }
 
 
-def _placed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _counted(steps: torch.Tensor, parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """The count of steps, which fused optimisers keep with the parameter, and all others on the CPU."""
+    return steps.to(parameter.device) if optimizer.defaults.get("fused") else steps
+
+
+def _placed(value: Any, like: torch.Tensor) -> Any:
+    if not torch.is_tensor(value):
+        return value
     value = value.to(like.device)
     if isinstance(like, DTensor):
         # Every rank has read the whole: each cuts out its own part, and nothing is sent.
