@@ -9,6 +9,7 @@ import sys
 from typing import NoReturn
 
 from ergon import runtime
+from training.compiling import told_in_one_line
 from training.errors import InputError, did_you_mean
 from training.options import parse
 from training.recipes import MODULES, load
@@ -23,7 +24,9 @@ def main(arguments: list[str]) -> int:
         return _refuse(f"no recipe is called {name!r}; {hint}usage: {usage}")
     recipe = load(name)
     try:
-        return recipe.run(parse(recipe.Options, words))
+        options = parse(recipe.Options, words)
+        with told_in_one_line():
+            return recipe.run(options)
     except InputError as error:
         return _refuse(f"{name}: {error}")
 

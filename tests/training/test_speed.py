@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._inductor.exc import InvalidCxxCompiler
 
 from tests.training import gang
 from training.__main__ import main
@@ -153,6 +154,46 @@ def test_the_peak_is_that_of_the_device_by_its_name(
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
     assert peak_of(torch.device("cuda", 0), "bfloat16") == peak
     assert peak_of(torch.device("cuda", 0), "float32") is None
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_compiled_networks_learn_the_same_and_save_the_same_names(
+    strategy: str, alone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("abacad" * 500)
+    words = ["lm", f"data={text}", "layers=2", "heads=2", "width=16", "context=6", "steps=4", "score_every=2"]
+    words += [f"strategy={strategy}"]
+    exact = alone(*words)
+    compiled: list[object] = []
+
+    def compiles_nothing(forward: Any) -> Any:
+        compiled.append(forward.__self__)
+        return forward
+
+    monkeypatch.setattr("torch.compile", compiles_nothing)
+    monkeypatch.setenv("ERGON_CHECKPOINT_DIR", str(tmp_path / "saved"))
+    assert alone(*words, "compile=yes") == exact
+    assert [type(each).__name__.removeprefix("FSDP") for each in compiled] == ["Block"] * 2
+    saved = torch.load(next((tmp_path / "saved").rglob("state.pt")), weights_only=True)
+    with torch.device("meta"):
+        network = Transformer(vocabulary=256, context=6, width=16, heads=2, layers=2, dropout=0.0)
+    assert saved["model"]["network"].keys() == network.state_dict().keys()
+
+
+def test_a_compiler_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def fails(forward: object) -> Any:
+        def call(*inputs: object) -> object:
+            raise InvalidCxxCompiler
+
+        return call
+
+    monkeypatch.setattr("torch.compile", fails)
+    assert main(["softmax", "compile=yes"]) == 2
+    dist.destroy_process_group()
+    said = capsys.readouterr().err
+    assert "softmax: option compile=yes: the compiler failed: No working C++ compiler found" in said
+    assert said.count("\n") == 1
 
 
 def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

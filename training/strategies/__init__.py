@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from training.compiling import compile_forward
 from training.errors import InputError
 from training.objectives import Loss
 from training.ranks import Ranks
@@ -27,6 +28,10 @@ def strategy_of(network: nn.Module, loss: Loss, options: StrategyOptions, ranks:
     if options.precision == "bfloat16" and ranks.device.type == "cuda" and not _computes_bfloat16(ranks.device):
         name = torch.cuda.get_device_name(ranks.device)
         raise InputError(f"option precision=bfloat16: {name} does not compute in it; leave it out or use another kind")
+    if options.compile == "yes":
+        if options.strategy == "tensor":
+            raise InputError("option compile=yes does not go with strategy=tensor; use ddp or fsdp")
+        compile_forward(network)
     return KINDS[options.strategy](network, loss, options, ranks)
 
 

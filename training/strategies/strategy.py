@@ -19,13 +19,14 @@ class StrategyOptions(ObjectiveOptions):
 
     With `asynchronous=1`, servers apply each gradient as it comes, instead of one sum from all for each batch. With
     `precision=bfloat16`, the network computes in it where torch's autocast deems that safe; weights, gradients, the
-    optimiser's state and the loss stay float32.
+    optimiser's state and the loss stay float32. With `compile=yes`, torch compiles the network.
     """
 
     strategy: str = option("ddp", one_of=STRATEGIES)
     servers: int = option(1, at_least=1, at_most=10_000)
     asynchronous: int = option(0, at_least=0, at_most=1)
     tensor_ranks: int = option(0, at_least=0, at_most=10_000)
+    compile: str = option("no", one_of=("no", "yes"))
     precision: str = option("float32", one_of=("float32", "bfloat16"))
 
 
