@@ -72,8 +72,9 @@ def test_a_csv_file_is_fitted_in_its_own_units(tmp_path: Path, capsys: pytest.Ca
     path = tmp_path / "houses.csv"
     path.write_text(HEADER + "".join(f"{age},{size},{5 + 0.25 * age - 3 * size}\n" for age, size in GRID) + "\n")
     assert main(["linear-regression", f"data={path}"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if " = " in line] == ["intercept = 5", "age = 0.25", "size = -3"]
+    found = dict(line.split(" = ") for line in capsys.readouterr().out.splitlines() if " = " in line)
+    assert list(found) == ["intercept", "age", "size"]
+    assert list(map(float, found.values())) == pytest.approx([5, 0.25, -3], rel=1e-6)
 
 
 GRID = [(age, size) for age in range(100, 110) for size in range(3)]
