@@ -88,14 +88,17 @@ def main() -> int:
     if setting.name == DEFAULT_LIST and not options.only:
         FRONTIER.write_text(frontier([_point(name, rows, bound) for name, rows in results.items()]), encoding="utf-8")
     name = "packing" if setting.name == DEFAULT_LIST else f"packing-{setting.name.removeprefix('openb_pod_list_')}"
-    if not options.only:
-        also = [
-            f"--{word} {path.name}" for word, path in (("history", options.history), ("then", options.then)) if path
-        ]
-        also += [f"--seeds-with-moves {options.seeds_with_moves}"] if options.seeds_with_moves else []
-        command = " ".join([f"python -m bench.packing --seeds {options.seeds} --trace {trace.name}", *also])
-        found = {"bound": mean(bound)} | {name: mean(rows) for name, rows in results.items()}
-        keep(name, command=command, text=text, figures={"published": published, "seeds": list(seeds), **found})
+    also = [f"--{word} {path.name}" for word, path in (("history", options.history), ("then", options.then)) if path]
+    also += [f"--seeds-with-moves {options.seeds_with_moves}"] if options.seeds_with_moves else []
+    also += [f"--only {','.join(options.only)}"] if options.only else []
+    command = " ".join([f"python -m bench.packing --seeds {options.seeds} --trace {trace.name}", *also])
+    found = {"bound": mean(bound)} | {name: mean(rows) for name, rows in results.items()}
+    keep(
+        "-".join([name, *options.only]),
+        command=command,
+        text=text,
+        figures={"published": published, "seeds": list(seeds), **found},
+    )
     return _verdict(results, published)
 
 
