@@ -30,6 +30,7 @@ class Event(Enum):
     BOOTED = auto()  # its agent registered after a boot
     HEARD = auto()  # its agent was heard without a boot: it never was off, or the message is an old one
     MISSING = auto()  # it was not heard within its boot limit
+    SILENT = auto()  # nor was this one, and what it was given before may still run there
 
 
 CHANGES: dict[tuple[PowerState, Event], PowerState] = {
@@ -43,6 +44,7 @@ CHANGES: dict[tuple[PowerState, Event], PowerState] = {
     (BOOTING, Event.BOOTED): ON,
     (BOOTING, Event.HEARD): ON,
     (BOOTING, Event.MISSING): OFF,
+    (BOOTING, Event.SILENT): ON,  # lost, as it was: nothing that holds a node counts as off
 }
 """Whatever is not here changes nothing. One that is heard while it suspends still is to go off."""
 

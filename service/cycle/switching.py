@@ -18,6 +18,7 @@ from service.db import Record, snapshot
 from service.power_pools import PowerPool, pool_of
 from service.power_states import LINGER_S, Due, Event, Way, due
 from service.store import alarms as alarm_store
+from service.store import attempts as attempt_store
 from service.store import cycles as cycle_store
 from service.store import nodes as node_store
 from service.store import power as store
@@ -154,6 +155,7 @@ class Switching:
                 power.note_failure(tx, node, fault, now=now)
             if event is Event.MISSING:
                 _set_aside(tx, node, boot_limit_s, now)
+                event = Event.SILENT if attempt_store.held_members(tx, node.id) else event
             power.happen(tx, node, event, now=now)
 
 
@@ -186,10 +188,10 @@ def _locked(tx: Connection, row: Record, term: int) -> Record | None:
 
 def _may_have_gone(row: Record) -> bool:
     """Whether it is lost, and may be off although it counts as on: its `off` command failed and may have worked, or it
-    was heard without a boot, which may have been an old message.
+    was heard without a boot, which may have been an old message. Not if it was set aside: a person looks at it then.
     """
     lost = row.power == PowerState.ON.value and row.state == NodeState.LOST.value
-    return lost and row.hook_failures > 0 and row.power_kept != PowerState.OFF.value
+    return lost and row.hook_failures > 0 and row.power_kept != PowerState.OFF.value and not row.cordoned
 
 
 def _way(row: Record) -> Way:

@@ -25,7 +25,7 @@ def ago(seconds: float) -> datetime:
         (ON, {Event.CLOSE: SUSPENDING, Event.CALL: BOOTING}),
         (SUSPENDING, {Event.WENT: OFF, Event.STAYED: ON}),
         (OFF, {Event.CALL: BOOTING, Event.BOOTED: ON, Event.HEARD: ON}),
-        (BOOTING, {Event.BOOTED: ON, Event.HEARD: ON, Event.MISSING: OFF}),
+        (BOOTING, {Event.BOOTED: ON, Event.HEARD: ON, Event.MISSING: OFF, Event.SILENT: ON}),
     ],
 )
 def test_every_state_has_its_ways_out(state: PowerState, told: dict[Event, PowerState]) -> None:

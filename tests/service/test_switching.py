@@ -211,6 +211,29 @@ def test_a_node_that_is_lost_after_its_command_failed_is_booted(site: Site) -> N
     assert states(cluster, waits, other) == ["starting", "starting"], "what it was given meanwhile starts again"
 
 
+def test_one_that_does_not_come_back_then_is_lost_and_set_aside_with_what_it_holds(site: Site) -> None:
+    cluster = site.cluster
+    cluster.join("n1")
+    site.step(POOL.idle_s, "n1")
+    site.hooks.end("n1", "did not end within 60 s")
+    job = cluster.submit(on_disconnect="wait")
+    site.step()
+    cluster.lose("n1")
+    site.step(20)
+    site.hooks.end("n1")
+    site.step(POOL.boot_limit_s)
+    node = cluster.node("n1")
+    assert (node.power, node.state, node.cordoned) == ("on", "lost", True), "what holds a node keeps it from being off"
+    site.step(POOL.boot_limit_s)
+    assert (site.power("n1"), site.hooks.running) == (["on"], {}), "a person looks at it first"
+    cluster.uncordon("n1")
+    site.step()
+    assert site.power("n1") == ["booting"]
+    cluster.join("n1", boot_id="boot-2")
+    site.step(60, "n1")
+    assert states(cluster, job) == ["starting"]
+
+
 def test_an_old_message_does_not_keep_a_node_off_for_ever(site: Site) -> None:
     """It was off, its agent's last words came late: it counted as on, and then as lost."""
     cluster = site.cluster
