@@ -13,6 +13,7 @@ from protocol.states import AttemptState, EndReason
 from tests.freezing import unkillable
 from tests.workers import builders
 from tests.workers.fake_service import problem
+from workers.agent import MOST_INSISTS
 from workers.inventory import boot_id
 
 pytestmark = pytest.mark.system
@@ -448,9 +449,11 @@ def test_an_agent_that_was_replaced_leaves_without_touching_its_ranks(service, a
     first = agent().wait_ready()
     pid = hold.wait_up()
     service.wait_state(A1, RUNNING)
-    service.change(lambda: setattr(service, "incarnation", 7))
-    service.wait(lambda: service.incarnation == 8)  # that might have been a late call of its own
-    service.change(lambda: setattr(service, "incarnation", 9))
+    for late in range(MOST_INSISTS):  # each might have been a late call of its own
+        others = 100 * (late + 1)
+        service.change(lambda others=others: setattr(service, "incarnation", others))
+        service.wait(lambda others=others: service.incarnation == others + 1)
+    service.change(lambda: setattr(service, "incarnation", 9_000))
     code, log = first.wait_exit()
     assert code == 3
     assert "another agent has taken this node" in log
