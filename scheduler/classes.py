@@ -29,23 +29,28 @@ def demands_of(shapes: Sequence[Shape]) -> dict[tuple[int, Demand], dict[str, in
     """
     groups: dict[tuple[int, ...], dict[str, int]] = {}
     for index, shape in enumerate(shapes):
-        isolation = int(shape.isolation) if shape.shared else 0
-        key = (
-            shape.members,
-            shape.devices,
-            shape.share,
-            shape.millicores,
-            shape.memory_bytes,
-            isolation,
-            shape.in_container,
-        )
-        groups.setdefault(key, {}).setdefault(shape.kind if shape.devices else "", index)
+        groups.setdefault(_but_kind(shape), {}).setdefault(shape.kind if shape.devices else "", index)
     return {(members, _demand(shapes, kinds)): kinds for (members, *_), kinds in groups.items()}
 
 
 def demand_of(job: Job, shape: int) -> Demand:
     """The demand that a job's shape belongs to."""
-    return next(demand for (_, demand), kinds in demands_of(job.shapes).items() if shape in kinds.values())
+    wanted = _but_kind(job.shapes[shape])
+    found = demands_of(job.shapes).items()
+    return next(demand for (_, demand), kinds in found if _but_kind(job.shapes[min(kinds.values())]) == wanted)
+
+
+def _but_kind(shape: Shape) -> tuple[int, ...]:
+    """What a shape asks for, whatever the kind; its members come first."""
+    return (
+        shape.members,
+        shape.devices,
+        shape.share,
+        shape.millicores,
+        shape.memory_bytes,
+        int(shape.isolation) if shape.shared else 0,
+        shape.in_container,
+    )
 
 
 def count_demands(jobs: Iterable[Job]) -> dict[Demand, float]:

@@ -42,7 +42,7 @@ def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) ->
         select(jobs.c.id, jobs.c.user_id, jobs.c.signature, jobs.c.spec, jobs.c.epoch, jobs.c.ended_at)
         .where(jobs.c.user_id == asked.c.user_id, jobs.c.signature == asked.c.signature)
         .where(jobs.c.state == JobState.SUCCEEDED.value, jobs.c.signature.is_not(None))
-        .order_by(jobs.c.ended_at.desc())
+        .order_by(jobs.c.ended_at.desc(), jobs.c.id)  # a restored or replayed history has one answer
         .limit(limit)
         .lateral("latest")
     )
@@ -78,7 +78,7 @@ def past_estimates(tx: Connection, user_ids: Collection[str], limit: int) -> Seq
         select(jobs.c.id, jobs.c.user_id, _STATED_S.label("stated_s"), jobs.c.epoch, jobs.c.ended_at)
         .where(jobs.c.user_id == asked.c.user_id, jobs.c.state == JobState.SUCCEEDED.value)
         .where(jobs.c.spec["expected_run_s"].astext.is_not(None))
-        .order_by(jobs.c.ended_at.desc())
+        .order_by(jobs.c.ended_at.desc(), jobs.c.id)  # a restored or replayed history has one answer
         .limit(limit)
         .lateral("latest")
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.classes import class_of, count_demands
+from scheduler.classes import class_of, count_demands, demand_of, demands_of
 from scheduler.codec import decode_problem, encode_problem
 from scheduler.fluid import least_power
 from scheduler.packing import Packer
@@ -51,6 +51,13 @@ def test_a_share_that_nobody_can_give_says_so() -> None:
     assert "ask for at most 500" in waiting.reasons[0].message
     assert impossible.reasons[0].code == "too_little_isolation"
     assert "memory" in impossible.reasons[0].message
+
+
+def test_shapes_that_ask_for_the_same_without_a_device_are_one_demand() -> None:
+    shapes = (without_devices(2), replace(without_devices(2), run_s=5 * HOUR), without_devices(3))
+    asks = job("a", *shapes)
+    demands = [demand for _, demand in demands_of(shapes)]
+    assert [demand_of(asks, number) for number in range(3)] == [demands[0], demands[0], demands[1]]
 
 
 def test_isolation_is_at_least_what_is_asked_for() -> None:
