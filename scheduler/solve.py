@@ -111,7 +111,11 @@ def solve_by_packing(problem: Problem) -> Plan:
             placements[job.id] = placement
     _note(mover.improve(allowed - len(moves)), placements, moves)
     plan = _plan(problem, tuple(placements.values()), bound_j, "packed", "feasible")
-    return _checked(problem, replace(plan, moves=tuple(moves.values())))
+    plan = replace(plan, moves=tuple(moves.values()))
+    # Room made for one job may fit another before it in line, for which no room could be made.
+    if moves and any(violation.code == "precedence" for violation in verify(problem, plan)):
+        return solve_by_packing(replace(problem, moves=0))
+    return _checked(problem, plan)
 
 
 def _packed_anew(problem: Problem, bound_j: float) -> Plan:
