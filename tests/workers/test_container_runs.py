@@ -61,7 +61,12 @@ def ended(service):
 
 
 def test_exit_code_output_and_two_ranks(boxed, service):
-    boxed("echo out $RANK; echo err $RANK >&2; exit $((RANK * 7))", ranks=2)
+    # Each waits for what the other said: the first that fails ends the other, maybe before it has spoken.
+    boxed(
+        "echo out $RANK; echo err $RANK >&2; : >said-$RANK; "
+        "until [ -e said-$((1 - RANK)) ]; do sleep 0.05; done; exit $((RANK * 7))",
+        ranks=2,
+    )
     report = ended(service)
     assert (report.reason, report.exit_code, report.message) == (EndReason.FAILED, 7, "rank 1 exited with code 7")
     for rank in (0, 1):
