@@ -38,6 +38,7 @@ POLICIES: dict[str, Callable[[], Planner]] = {
     "FIFO, best fit, timer": lambda: policies.fifo(policies.best_fit),
     REFERENCE: lambda: policies.easy,
     "Shortest first, best fit, timer": lambda: policies.shortest_first,
+    "Gavel's LP, best fit, timer": lambda: policies.gavel,
     "PWR+FGD, timer": lambda: policies.pwr_fgd(0.1),
     OURS: lambda: policies.ours,
 }

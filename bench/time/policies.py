@@ -4,8 +4,15 @@ All know estimates only. The others take a job's shapes in the order given (the 
 on, and leave it to the idle timer to switch empty nodes off.
 """
 
+# scipy ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false, reportUnknownMemberType=false
+
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linprog
 
 from scheduler.plan import MemberPlacement, Placement
 from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Shape
@@ -14,6 +21,10 @@ from scheduler.solve import solve
 
 Rank = Callable[["Spot", Shape], tuple[float, ...]]
 """Which spot a member takes: the one of the smallest rank."""
+
+
+LEAST_SHARE = 1e-6
+"""A smaller share of a device's time is a rounding error."""
 
 
 @dataclass(slots=True)
@@ -93,6 +104,60 @@ def easy(problem: Problem) -> Decision:
             if placement is not None:
                 placements.append(placement)
     return _decision(problem, placements)
+
+
+def gavel(problem: Problem) -> Decision:
+    """Gavel's max-min fairness over kinds of devices (Narayanan et al., OSDI 2020), for gangs that are not preempted.
+
+    An LP gives each waiting job its share of time on each kind, such that the job that comes off worst is as fast as
+    can be beside an equal share of all, and then all together are. Jobs start where their share is largest, the largest
+    first.
+    """
+    spots = _spots(problem)
+    line = [(job, shape) for job in problem.jobs for shape in job.shapes]
+    shares = _fair_shares(problem.jobs, Counter(spot.kind for spot in spots for _ in spot.free))
+    placed: dict[str, Placement] = {}
+    for number in sorted(np.flatnonzero(shares > LEAST_SHARE), key=lambda number: -round(shares[number], 6)):
+        job, shape = line[number]
+        if job.id not in placed:
+            placement = _place(job, spots, best_fit, [shape])
+            if placement is not None:
+                placed[job.id] = placement
+    return _decision(problem, list(placed.values()))
+
+
+def _fair_shares(jobs: Sequence[Job], free: Counter[str]) -> np.ndarray:
+    """Of the time of each shape of each job, in the order of jobs and shapes. `free` devices of each kind are shared.
+
+    The last variable is what the worst-off job reaches; a job's speed in a shape is the inverse of its run time.
+    """
+    line = [(number, shape) for number, job in enumerate(jobs) for shape in job.shapes]
+    shares = np.zeros(len(line))
+    usable = [column for column, (_, shape) in enumerate(line) if shape.size <= free[shape.kind]]
+    if not usable:
+        return shares
+    rows = sorted({line[column][0] for column in usable})
+    kinds = sorted({line[column][1].kind for column in usable})
+    equal = np.zeros(len(jobs))
+    for column in usable:
+        number, shape = line[column]
+        equal[number] += free[shape.kind] / free.total() / shape.run_s
+    width = len(usable) + 1
+    limits = np.zeros((2 * len(rows) + len(kinds), width))
+    bounds = np.concatenate([np.zeros(len(rows)), np.ones(len(rows)), [free[kind] for kind in kinds]])
+    speeds = np.zeros(width)
+    for variable, column in enumerate(usable):
+        number, shape = line[column]
+        row, speed = rows.index(number), 1 / shape.run_s / equal[number]
+        speeds[variable] = speed
+        limits[row, variable] = -speed
+        limits[len(rows) + row, variable] = 1.0
+        limits[2 * len(rows) + kinds.index(shape.kind), variable] = shape.size
+    limits[: len(rows), -1] = 1.0
+    worst = linprog(-np.eye(width)[-1], A_ub=limits, b_ub=bounds)
+    held = [(0.0, 1.0)] * (width - 1) + [(worst.x[-1] * (1 - 1e-6), None)]
+    shares[usable] = linprog(-speeds, A_ub=limits, b_ub=bounds, bounds=held).x[:-1]
+    return shares
 
 
 def pwr_fgd(share: float) -> Planner:
