@@ -349,6 +349,14 @@ class ExpectedView(View):
     )
     runs: int = Field(default=0, description="How many past runs it follows from.")
     because: str = Field(description="The source in words, such as `from 5 runs of the same work`.")
+    device_w: float | None = Field(
+        default=None, description="What one device is expected to draw above its idle, in W; null without a kind."
+    )
+    metered_on: list[str] = Field(
+        default=[],
+        description="Kinds of devices on which meters counted what past runs of the same work drew. If empty, "
+        "`device_w` is the model's.",
+    )
 
 
 class ArrayPlace(View):

@@ -329,6 +329,9 @@ members = Table(
     Column("message", Text, nullable=True),
     # Its ranks have written nothing for the job's `stall_timeout_s`.
     Column("quiet", Boolean, nullable=False, server_default=text("false")),
+    # What meters counted of its whole devices while the attempt ran, in J, and over how many device-seconds.
+    Column("metered_j", Float, nullable=False, server_default="0"),
+    Column("metered_s", Float, nullable=False, server_default="0"),
     _time("granted_at"),
     _time("released_at", nullable=True),
     UniqueConstraint("attempt_id", "node_id"),

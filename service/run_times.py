@@ -1,17 +1,18 @@
-"""How long jobs are expected to run: what the database knows of them, put before `scheduler.runtimes` and
-`scheduler.pace`.
+"""How long jobs are expected to run and what they draw: what the database knows of them, put before
+`scheduler.runtimes`, `scheduler.pace` and `scheduler.draws`.
 """
 
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
 from protocol.jobs import ExpectedView, JobSpec
+from scheduler.draws import Draw, Metered, expected_draw
 from scheduler.pace import Line, Pace, time_left
 from scheduler.pace import heard as heard_line
 from scheduler.problem import WHOLE_DEVICE
@@ -60,11 +61,18 @@ class RunTimes:
     Args:
         runs: of each work, those of the size that ran last first.
         ratios: of each user, real over stated run times.
+        metered: of each work, what was counted on each kind.
     """
 
-    def __init__(self, runs: Mapping[Work, Sequence[Run]], ratios: Mapping[str, Sequence[float]]) -> None:
+    def __init__(
+        self,
+        runs: Mapping[Work, Sequence[Run]],
+        ratios: Mapping[str, Sequence[float]],
+        metered: Mapping[Work, Mapping[str, Metered]],
+    ) -> None:
         self._runs = runs
         self._ratios = ratios
+        self._metered = metered
         self._whole: dict[tuple[Work, float | None, float | None, Size], RunTime] = {}
 
     def whole(self, work: Work, spec: JobSpec, kind: str) -> RunTime:
@@ -80,6 +88,14 @@ class RunTimes:
             )
             self._whole[key] = whole_run(known, size)
         return self._whole[key]
+
+    def draw(self, work: Work, kind: str) -> Draw:
+        """What a device of this kind is expected to draw for a job of this work."""
+        return expected_draw(kind, self._metered.get(work, {}))
+
+    def device_w(self, work: Work) -> Callable[[str], float]:
+        """What a device draws above its bare idle for a job of this work, in W, by kind."""
+        return lambda kind: self.draw(work, kind).active_w
 
     def next_try(self, job: Record, spec: JobSpec, kind: str) -> RunTime:
         """How long a job that waits runs on devices of this kind: all of it, or what its checkpoint leaves."""
@@ -111,8 +127,9 @@ def read(tx: Connection, works: Iterable[Work]) -> RunTimes:
     """What the database knows of these works and of their users."""
     wanted = set(works)
     if not wanted:
-        return RunTimes({}, {})
+        return RunTimes({}, {}, {})
     runs: dict[Work, list[Run]] = defaultdict(list)
+    metered: dict[Work, dict[str, Metered]] = defaultdict(dict)
     signed = {(user, signed) for user, signed in wanted if signed is not None}
     for row in store.past_runs(tx, signed, MOST_RUNS):
         size = Size(
@@ -121,11 +138,16 @@ def read(tx: Connection, works: Iterable[Work]) -> RunTimes:
             kind=row.kind,
             share=round(row.device_share * WHOLE_DEVICE),
         )
-        runs[row.user_id, row.signature] += [Run(size=size, run_s=ran_s) for ran_s in row.ran_s]
+        work = (row.user_id, row.signature)
+        runs[work] += [Run(size=size, run_s=ran_s) for ran_s in row.ran_s]
+        before = metered[work].get(row.kind, Metered(energy_j=0.0, device_s=0.0))
+        metered[work][row.kind] = Metered(
+            energy_j=before.energy_j + row.metered_j, device_s=before.device_s + row.metered_s
+        )
     ratios: dict[str, list[float]] = defaultdict(list)
     for row in store.past_estimates(tx, {user for user, _ in wanted}, MOST_ESTIMATES):
         ratios[row.user_id].append(max(row.ran_s, SHORTEST_RUN_S) / max(row.stated_s, SHORTEST_RUN_S))
-    return RunTimes(runs, ratios)
+    return RunTimes(runs, ratios, metered)
 
 
 def heard(stored: dict[str, Any] | None, epoch: int, lines: Iterable[Line], now: datetime) -> dict[str, Any] | None:
@@ -138,8 +160,8 @@ def heard(stored: dict[str, Any] | None, epoch: int, lines: Iterable[Line], now:
     return {"epoch": epoch, "rank": pace.rank, "by": pace.by, "total": pace.total, "marks": pace.marks}
 
 
-def view(time: RunTime, kind: str) -> ExpectedView:
-    """A run time as the API shows it."""
+def view(time: RunTime, kind: str, draw: Draw) -> ExpectedView:
+    """A run time, and what a device draws meanwhile, as the API shows it. Without a kind no draw is told."""
     runs = f"{time.runs} run" if time.runs == 1 else f"{time.runs} runs"
     return ExpectedView(
         seconds=time.median_s,
@@ -149,6 +171,8 @@ def view(time: RunTime, kind: str) -> ExpectedView:
         source=time.source.value,
         runs=time.runs,
         because=_BECAUSE[time.source].format(runs=runs),
+        device_w=draw.active_w if kind else None,
+        metered_on=list(draw.metered_on) if kind else [],
     )
 
 

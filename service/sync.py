@@ -1,8 +1,10 @@
 """The agent's exchange: take in all it observes, answer with all it should hold."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import Connection
@@ -46,7 +48,7 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
         _meet(tx, node, request.state_folder, max_attempts=max_attempts, now=now)
     held = {row.attempt_id: row for row in attempt_store.held_members(tx, node.id)}
     # Attempts before jobs, and always in one order: the agents of a gang must not wait for each other.
-    attempt_store.lock_attempts(tx, held.keys() & {part.attempt for part in (*request.members, *request.chunks)})
+    attempt_store.lock_attempts(tx, held.keys() & _told_of(request, held))
     for chunk in request.chunks:
         if chunk.attempt in held:
             _take_chunk(tx, held[chunk.attempt], chunk, now=now)
@@ -60,6 +62,12 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
         node_store.change_node(tx, node.id, limits=request.limits)
     if request.leaving:
         nodes.lose(tx, node.id, last_seen_at=now, max_attempts=max_attempts, now=now)
+
+
+def _told_of(request: SyncRequest, held: Iterable[str]) -> set[str]:
+    """Attempts that what is told may change. What a device has drawn may be any's."""
+    named = {part.attempt for part in (*request.members, *request.chunks)}
+    return named.union(held) if any(_counted(sample) for sample in request.samples) else named
 
 
 def check_latest(tx: Connection, name: str, incarnation: int) -> None:
@@ -173,6 +181,25 @@ def _take_samples(tx: Connection, node: Record, request: SyncRequest, *, now: da
         taken = max(node.samples_taken, request.first_sample + len(request.samples))
         node_store.change_node(tx, node.id, samples_taken=taken)
     node_store.add_samples(tx, [_sample_row(node.id, sample, now) for sample in samples])
+    _meter(tx, node.id, [_sample_row(node.id, sample, now) for sample in samples if _counted(sample)])
+
+
+def _counted(sample: PowerSample) -> bool:
+    """Whether it is what a device's own counter says."""
+    return sample.device is not None and sample.energy_j is not None
+
+
+def _meter(tx: Connection, node_id: str, counted: Sequence[Mapping[str, Any]]) -> None:
+    """What counters of devices say goes to the attempts that ran on them all the time it speaks of."""
+    holders = {row.device_id: row for row in attempt_store.computing_on(tx, node_id)} if counted else {}
+    of_attempts: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in counted:
+        holder = holders.get(row["device_id"])
+        if holder is not None and holder.started_at <= row["started_at"]:
+            of_attempts[holder.attempt_id].append(row)
+    for attempt, rows in of_attempts.items():
+        device_s = sum((row["ended_at"] - row["started_at"]).total_seconds() for row in rows)
+        attempt_store.add_metered(tx, attempt, node_id, sum(row["energy_j"] for row in rows), device_s)
 
 
 def _take_chunk(tx: Connection, member: Record, chunk: StreamChunk, *, now: datetime) -> None:
@@ -232,7 +259,7 @@ def _dict(value: object) -> dict[str, object]:
     return value if isinstance(value, dict) else {}
 
 
-def _sample_row(node_id: str, sample: PowerSample, now: datetime) -> dict[str, object]:
+def _sample_row(node_id: str, sample: PowerSample, now: datetime) -> dict[str, Any]:
     ended_at = now - timedelta(seconds=sample.age_s)
     return {
         "node_id": node_id,

@@ -191,7 +191,10 @@ def _describe_expected(expected: ExpectedView, *, runs: bool) -> str:
     """Such as `ends in about 2h 10m (1h 50m to 2h 40m), from its progress`."""
     about, low, high = (show_duration(seconds) for seconds in (expected.seconds, expected.low_s, expected.high_s))
     where = f" on {expected.kind}" if expected.kind and not runs else ""
-    return f"{'ends in' if runs else 'runs for'} about {about}{where} ({low} to {high}), {expected.because}"
+    time = f"{'ends in' if runs else 'runs for'} about {about}{where} ({low} to {high}), {expected.because}"
+    if expected.device_w is None or not expected.metered_on:
+        return time
+    return f"{time}; {expected.device_w:.0f} W above idle each device, as metered on {', '.join(expected.metered_on)}"
 
 
 def describe_request(spec: JobSpec) -> str:

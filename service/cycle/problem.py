@@ -158,7 +158,7 @@ def why_never(tx: Connection, specs: Sequence[JobSpec]) -> list[tuple[Reason, ..
 
 def planned_job(spec: JobSpec, nodes: Sequence[Node], times: RunTimes, work: Work, *, job_id: str, order: int) -> Job:
     """A job that is not in the database, as the planner would see it."""
-    shapes = shapes_of(spec, nodes, lambda kind: times.whole(work, spec, kind).median_s)
+    shapes = shapes_of(spec, nodes, lambda kind: times.whole(work, spec, kind).median_s, times.device_w(work))
     return Job(id=job_id, priority=spec.priority, order=order, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
 
 
@@ -266,5 +266,6 @@ def _free(device: Record, taken: int) -> int:
 
 def _job(row: Record, nodes: Sequence[Node], times: RunTimes) -> Job:
     spec = JobSpec.model_validate(row.spec)
-    shapes = shapes_of(spec, nodes, lambda kind: times.next_try(row, spec, kind).median_s)
+    device_w = times.device_w((row.user_id, row.signature))
+    shapes = shapes_of(spec, nodes, lambda kind: times.next_try(row, spec, kind).median_s, device_w)
     return Job(id=row.id, priority=row.priority, order=row.seq, shapes=shapes, wait_w=default_wait_w(shapes, nodes))

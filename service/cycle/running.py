@@ -40,7 +40,8 @@ def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tup
         rows.sort(key=lambda row: row.member)
         spec = JobSpec.model_validate(rows[0].spec)
         left_s = times.left(rows[0], now).median_s
-        shapes = shapes_of(spec, nodes, lambda kind, left_s=left_s: left_s)
+        device_w = times.device_w((rows[0].user_id, rows[0].signature))
+        shapes = shapes_of(spec, nodes, lambda kind, left_s=left_s: left_s, device_w)
         accepted = frozenset(shape.kind for shape in shapes)
         if accepted not in prices:
             prices[accepted] = default_wait_w(shapes, nodes)

@@ -7,12 +7,18 @@ from scheduler.power import active_w
 from scheduler.problem import WHOLE_DEVICE, Isolation, Node, Shape
 
 
-def shapes_of(spec: JobSpec, nodes: Sequence[Node], run_s: Callable[[str], float]) -> tuple[Shape, ...]:
+def shapes_of(
+    spec: JobSpec,
+    nodes: Sequence[Node],
+    run_s: Callable[[str], float],
+    device_w: Callable[[str], float] = active_w,
+) -> tuple[Shape, ...]:
     """One shape for each acceptable kind. A job that accepts any kind gets one for each kind there is; one that wants
     no device gets one without a kind.
 
     Args:
         run_s: how long it runs on a kind, in s.
+        device_w: what a device of a kind draws above its bare idle while it runs, in W.
     """
     kinds = spec.device_kinds or sorted({device.kind for node in nodes for device in node.devices}) or ["cpu"]
     if not spec.devices_per_node:
@@ -25,7 +31,7 @@ def shapes_of(spec: JobSpec, nodes: Sequence[Node], run_s: Callable[[str], float
             millicores=round(spec.cores * 1000),
             memory_bytes=spec.memory_bytes_per_node,
             run_s=run_s(kind),
-            active_w=active_w(kind) if kind else 0.0,
+            active_w=device_w(kind) if kind else 0.0,
             in_container=spec.image is not None,
             share=round(spec.device_share * WHOLE_DEVICE),
             isolation=Isolation[spec.device_isolation.upper()],

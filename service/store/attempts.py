@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, Connection, distinct, exists, func, insert
 from sqlalchemy.dialects.postgresql import Range
 
 from protocol.states import AttemptState, Desired, EndReason
+from scheduler.demand import WHOLE_DEVICE
 from service.db import Record
 from service.models import allocations, attempts, devices, jobs, members, users
 
@@ -195,6 +196,31 @@ def devices_of_members(tx: Connection, node_id: str) -> Sequence[Record]:
         .order_by(devices.c.number, devices.c.id)
     )
     return tx.execute(query).all()
+
+
+def computing_on(tx: Connection, node_id: str) -> Sequence[Record]:
+    """Devices of this node that a running attempt has whole: columns `device_id`, `attempt_id`, and `started_at` of
+    the attempt."""
+    query = (
+        select(allocations.c.device_id, attempts.c.id.label("attempt_id"), attempts.c.started_at)
+        .join(devices, allocations.c.device_id == devices.c.id)
+        .join(attempts, allocations.c.attempt_id == attempts.c.id)
+        .where(devices.c.node_id == node_id, allocations.c.released_at.is_(None))
+        .where(attempts.c.state == AttemptState.RUNNING.value)
+        .group_by(allocations.c.device_id, attempts.c.id)
+        .having(HELD == WHOLE_DEVICE)
+    )
+    return tx.execute(query).all()
+
+
+def add_metered(tx: Connection, attempt_id: str, node_id: str, energy_j: float, device_s: float) -> None:
+    """A member's devices drew so much more over so many more device-seconds."""
+    of_member = (members.c.attempt_id == attempt_id) & (members.c.node_id == node_id)
+    counted = {
+        "metered_j": members.c.metered_j + energy_j,
+        "metered_s": members.c.metered_s + device_s,
+    }
+    tx.execute(update(members).where(of_member).values(counted))
 
 
 def held_devices(tx: Connection) -> Sequence[Record]:

@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from protocol.states import JobState
 from service.db import Record
-from service.models import attempts, jobs
+from service.models import attempts, jobs, members
 from service.store.attempts import kind_of
 
 _STATED_S = cast(jobs.c.spec["expected_run_s"].astext, Float)
@@ -31,7 +31,8 @@ _RAN_S = cast(func.extract("epoch", attempts.c.ended_at - attempts.c.started_at)
 
 def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) -> Sequence[Record]:
     """The latest runs of each (user id, signature), by size, the size that ran last first: columns `user_id`,
-    `signature`; `nodes`, `devices_per_node` and `device_share` of the spec; `kind` of the devices; `ran_s`, a list.
+    `signature`; `nodes`, `devices_per_node` and `device_share` of the spec; `kind` of the devices; `ran_s`, a list;
+    `metered_j` and `metered_s`, what meters counted of all these runs (J), over how many device-seconds.
 
     Only jobs count that ran once and succeeded: another try may have gone on from a checkpoint.
     """
@@ -57,6 +58,8 @@ def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) ->
             cast(latest.c.spec["device_share"].astext, Float).label("device_share"),
             kind_of(attempts.c.id).label("kind"),
             _RAN_S.label("ran_s"),
+            _of_members(members.c.metered_j).label("metered_j"),
+            _of_members(members.c.metered_s).label("metered_s"),
         )
         .select_from(asked.join(latest, true()).join(attempts, attempts.c.job_id == latest.c.id))
         .where(_is_only_try(latest.c.epoch))
@@ -64,7 +67,8 @@ def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) ->
     )
     alike = [runs.c[name] for name in ("user_id", "signature", "nodes", "devices_per_node", "device_share", "kind")]
     ran_s = func.array_agg(aggregate_order_by(runs.c.ran_s, runs.c.ended_at.desc(), runs.c.id))
-    query = select(*alike, ran_s.label("ran_s")).group_by(*alike)
+    metered = [func.sum(runs.c[name]).label(name) for name in ("metered_j", "metered_s")]
+    query = select(*alike, ran_s.label("ran_s"), *metered).group_by(*alike)
     return tx.execute(query.order_by(func.max(runs.c.ended_at).desc(), *alike)).all()
 
 
@@ -86,6 +90,11 @@ def past_estimates(tx: Connection, user_ids: Collection[str], limit: int) -> Seq
     query = query.select_from(asked.join(latest, true()).join(attempts, attempts.c.job_id == latest.c.id))
     query = query.where(_is_only_try(latest.c.epoch)).order_by(latest.c.ended_at.desc(), latest.c.id)
     return tx.execute(query).all()
+
+
+def _of_members(column: ColumnElement[float]) -> ColumnElement[float]:
+    """The column's sum over the members of an attempt."""
+    return select(func.sum(column)).where(members.c.attempt_id == attempts.c.id).correlate(attempts).scalar_subquery()
 
 
 def _is_only_try(epoch: ColumnElement[int]) -> ColumnElement[bool]:

@@ -17,7 +17,6 @@ from protocol.alarms import AlarmPage, AlarmView
 from protocol.cycles import CyclePage
 from protocol.jobs import (
     EventPage,
-    ExpectedView,
     JobPage,
     JobSpec,
     JobView,
@@ -295,24 +294,6 @@ def test_show_says_why_a_job_waits(service: HttpService, capsys: Captured) -> No
     assert main(["show", "j1"]) == 0
     out = capsys.readouterr().out
     assert "verdict   waiting\n          all 4 devices are held (no_free_device)\n" in out
-
-
-@pytest.mark.parametrize(
-    ("state", "words"),
-    [
-        (JobState.RUNNING, "ends in about 2h 10m (1h 50m to 2h 40m), from its progress"),
-        (JobState.QUEUED, "runs for about 2h 10m on h100 (1h 50m to 2h 40m), from its progress"),
-    ],
-)
-def test_show_says_how_long_a_job_will_run(service: HttpService, capsys: Captured, state: JobState, words: str) -> None:
-    expected = ExpectedView(
-        seconds=7_800, low_s=6_600, high_s=9_600, kind="h100", source="progress", because="from its progress"
-    )
-    service.answer("GET /v1/jobs/j1", a_job(state=state, expected=expected))
-    service.answer("GET /v1/jobs/j1/events", EventPage(items=[]))
-    service.answer("GET /v1/jobs/j1/metrics", MetricPage(items=[]))
-    assert main(["show", "j1"]) == 0
-    assert f"expected  {words}\n" in capsys.readouterr().out
 
 
 def test_show_json_is_the_view(service: HttpService, capsys: Captured) -> None:

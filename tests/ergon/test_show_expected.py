@@ -1,0 +1,51 @@
+"""`ergon show` on what is expected of a job."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from ergon.cli.main import main
+from protocol.jobs import EventPage, ExpectedView, MetricPage
+from protocol.states import JobState
+from tests.ergon.builders import a_job
+from tests.ergon.http_service import HttpService, http_service
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpService]:
+    with http_service() as service:
+        monkeypatch.setenv("ERGON_SERVER", service.url)
+        monkeypatch.setenv("ERGON_TOKEN", "secret")
+        yield service
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (JobState.RUNNING, "ends in about 2h 10m (1h 50m to 2h 40m), from its progress"),
+        (JobState.QUEUED, "runs for about 2h 10m on h100 (1h 50m to 2h 40m), from its progress"),
+    ],
+)
+def test_show_says_how_long_a_job_will_run(service: HttpService, capsys: Captured, state: JobState, words: str) -> None:
+    expected = ExpectedView(
+        seconds=7_800, low_s=6_600, high_s=9_600, kind="h100", source="progress", because="from its progress"
+    )
+    service.answer("GET /v1/jobs/j1", a_job(state=state, expected=expected))
+    service.answer("GET /v1/jobs/j1/events", EventPage(items=[]))
+    service.answer("GET /v1/jobs/j1/metrics", MetricPage(items=[]))
+    assert main(["show", "j1"]) == 0
+    assert f"expected  {words}\n" in capsys.readouterr().out
+
+
+def test_show_says_what_meters_counted_of_the_same_work(service: HttpService, capsys: Captured) -> None:
+    expected = ExpectedView(
+        seconds=60, low_s=50, high_s=70, kind="t4", source="past_runs", because="from 1 run of the same work"
+    )
+    drawn = expected.model_copy(update={"device_w": 31.4, "metered_on": ["t4", "v100"]})
+    service.answer("GET /v1/jobs/j1", a_job(state=JobState.QUEUED, expected=drawn))
+    service.answer("GET /v1/jobs/j1/events", EventPage(items=[]))
+    service.answer("GET /v1/jobs/j1/metrics", MetricPage(items=[]))
+    assert main(["show", "j1"]) == 0
+    assert "of the same work; 31 W above idle each device, as metered on t4, v100\n" in capsys.readouterr().out
