@@ -15,6 +15,9 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 BETAS = (0.9, 0.95)
 """Decay of Adam's averages of gradients and of their squares."""
 
+UNCOUNTED = -100
+"""The target of what adds nothing to a loss, as torch has it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveOptions:
@@ -37,7 +40,7 @@ class ObjectiveOptions:
 
 
 def loss_of(options: ObjectiveOptions) -> Loss:
-    """The loss, summed over all targets, of logits (..., classes) and targets (...)."""
+    """The loss, summed over all targets but UNCOUNTED ones, of logits (..., classes) and targets (...)."""
 
     def by_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         flat = logits.flatten(0, -2).float()
@@ -45,9 +48,9 @@ def loss_of(options: ObjectiveOptions) -> Loss:
 
     def by_squares(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         classes = logits.shape[-1]
-        wanted = one_hot(targets, classes).to(logits.dtype)
+        wanted = one_hot(targets.clamp(min=0), classes).to(logits.dtype)
         wanted = wanted * (1 - options.label_smoothing) + options.label_smoothing / classes
-        return mse_loss(logits, wanted, reduction="sum")
+        return mse_loss(logits, torch.where((targets == UNCOUNTED)[..., None], logits, wanted), reduction="sum")
 
     return by_squares if options.loss == "mse" else by_cross_entropy
 

@@ -56,7 +56,9 @@ class Transformer(nn.Module):
 
     def __init__(self, *, vocabulary: int, context: int, width: int, heads: int, layers: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.width = heads, width
+        self.begins, self.ends = True, True
+        """Whether it has the embedding, and the logits: stages in between have neither."""
         self.tokens, self.places = nn.Embedding(vocabulary, width), nn.Embedding(context, width)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.last = nn.LayerNorm(width)
@@ -88,9 +90,36 @@ class Transformer(nn.Module):
                 plan[f"blocks.{number}.{name}"] = RowwiseParallel()
         return plan
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """See the class."""
-        hidden = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
+    def keep_stage(self, number: int, stages: int) -> None:
+        """Drop all but every so many-th part of the layers; the first stage embeds, and the last one has the logits.
+
+        Names of weights stay. Raises InputError for more stages than layers.
+        """
+        layers = len(self.blocks)
+        if stages > layers:
+            raise InputError(
+                f"option layers={layers}: too few for {stages} stages of strategy=pipeline; with stages={layers} or "
+                "fewer, groups of so many ranks divide each batch"
+            )
+        kept = torch.arange(layers).tensor_split(stages)[number].tolist()
+        for position in range(layers):
+            if position not in kept:
+                self.blocks[position] = nn.Identity()
+        self.begins, self.ends = number == 0, number == stages - 1
+        if not self.begins:
+            del self.tokens, self.places
+        if not self.ends:
+            del self.last, self.logits
+
+    def passed_on(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Such as goes from stage to stage for these tokens: float32 in autocast too, as all is added to embeddings."""
+        return torch.empty(*inputs.shape, self.width, device="meta", requires_grad=True)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """See the class. Of a stage but the first, `inputs` is what the one before it passes on."""
+        hidden = inputs
+        if self.begins:
+            hidden = self.tokens(inputs) + self.places(torch.arange(inputs.shape[1], device=inputs.device))
         for block in self.blocks:
             hidden = block(hidden)
-        return self.logits(self.last(hidden))
+        return self.logits(self.last(hidden)) if self.ends else hidden

@@ -16,9 +16,10 @@ import sys
 from ergon import runtime
 from training.__main__ import leave, main
 from training.recipes import MODULES
+from training.strategies import KINDS
 
-LATE = ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor")
-"""What the first optimiser and the first tensor of a gang import, most of what a short run takes otherwise."""
+LATE = ("torch._dynamo", *(where.partition(":")[0] for where in KINDS.values()))
+"""What the first optimiser and the strategy of a gang import, most of what a short run takes otherwise."""
 
 LONGEST = 65_536
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h

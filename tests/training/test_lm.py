@@ -3,8 +3,9 @@
 import gzip
 import math
 import re
+import shutil
 from collections import Counter
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import fsspec
@@ -58,7 +59,7 @@ def told(exits: list[gang.Exit]) -> list[dict[str, float]]:
     return [line["metrics"] for line in exits[0].progress]  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "tensor"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "pipeline", "tensor"])
 def test_gangs_follow_one_rank_go_on_exactly_and_know_more_than_a_bigram(
     strategy: str, text: Path, alone: tuple[Path, list[object]], tmp_path: Path
 ) -> None:
@@ -76,12 +77,44 @@ def test_gangs_follow_one_rank_go_on_exactly_and_know_more_than_a_bigram(
     assert told(again) == whole[1:], "bit for bit"
 
 
+@pytest.mark.parametrize("words", [["tensor", "tensor_ranks=2"], ["pipeline", "stages=2", "accumulate=2"]])
 def test_two_groups_of_two_go_on_from_what_one_rank_saved(
+    words: list[str], text: Path, alone: tuple[Path, list[object]], tmp_path: Path
+) -> None:
+    saved = shutil.copytree(alone[0], tmp_path / "alone")
+    words = ["lm", f"data={text}", *SMALL, f"strategy={words[0]}", *words[1:]]
+    exits = gang.run(words, world_size=4, folder=tmp_path, attempt=attempt(saved, 2))
+    assert told(exits) == alone[1][1:]
+
+
+def test_one_rank_goes_on_from_what_groups_of_stages_saved(
     text: Path, alone: tuple[Path, list[object]], tmp_path: Path
 ) -> None:
-    words = ["lm", f"data={text}", *SMALL, "strategy=tensor", "tensor_ranks=2"]
-    exits = gang.run(words, world_size=4, folder=tmp_path, attempt=attempt(alone[0], 2))
-    assert told(exits) == alone[1][1:]
+    words = ["lm", f"data={text}", *SMALL]
+    stages = ["strategy=pipeline", "stages=2", "pipeline_schedule=gpipe", "microbatches=1"]
+    first = gang.run([*words, *stages], world_size=4, folder=tmp_path, attempt=attempt(tmp_path, 1))
+    assert told(first) == alone[1]
+    (tmp_path / "0.jsonl").unlink()
+    again = gang.run(words, world_size=1, folder=tmp_path, attempt=attempt(tmp_path, 2))
+    assert told(again) == alone[1][1:]
+
+
+def test_stages_have_each_weight_once_by_its_name_and_compute_what_all_do() -> None:
+    def network() -> Transformer:
+        torch.manual_seed(0)
+        return Transformer(vocabulary=9, context=8, width=16, heads=2, layers=5, dropout=0.0)
+
+    whole, stages = network(), [network() for _ in range(3)]
+    for number, stage in enumerate(stages):
+        stage.keep_stage(number, 3)
+    tokens = torch.randint(9, (2, 8))
+    hidden = tokens
+    for stage in stages:
+        hidden = stage(hidden)
+        passed_on = stage.passed_on(tokens)
+        assert stage is stages[-1] or (hidden.shape, hidden.dtype) == (passed_on.shape, passed_on.dtype)
+    assert torch.equal(hidden, whole(tokens))
+    assert sorted(chain.from_iterable(stage.state_dict() for stage in stages)) == sorted(whole.state_dict())
 
 
 def test_no_token_sees_what_follows() -> None:
@@ -176,6 +209,9 @@ def test_an_array_that_makes_no_sense_is_named(
         (["steps=30", "score_every=20"], "option steps=30: does not divide by score_every=20"),
         (["context=3000"], "a tenth of 18000 tokens is too short for one window of context=3000"),
         (["strategy=tensor", "tensor_ranks=2"], "tensor_ranks=2: the gang's 1 ranks do not divide by it"),
+        (["strategy=pipeline", "stages=2"], "stages=2: the gang's 1 ranks do not divide by it; ask for another number"),
+        (["strategy=pipeline", "microbatch=2"], "option 'microbatch' is not known; did you mean microbatches?"),
+        (["strategy=pipeline", "pipeline_schedule=1f1"], "pipeline_schedule='1f1': did you mean 1f1b?"),
         (["vocabulary=300"], "option vocabulary=300: text is read as bytes, of which there are 256"),
         (["data=/nowhere/t.npy"], "data=/nowhere/t.npy: cannot be read: "),
         (["data=/nowhere/t.txt"], "data=/nowhere/t.txt: cannot be read: "),

@@ -86,9 +86,9 @@ def test_bfloat16_stays_near_float32_saves_float32_and_goes_on_exactly(
 def test_gangs_whose_ranks_hold_different_weights_compute_in_bfloat16_too(alone: Any, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("abacad" * 500)
-    small = ["lm", f"data={text}", "layers=1", "heads=2", "width=32", "context=6", "steps=10", "score_every=5"]
+    small = ["lm", f"data={text}", "layers=2", "heads=2", "width=32", "context=6", "steps=10", "score_every=5"]
     exact = alone(*small)
-    for strategy in ("tensor", "parameter-server"):
+    for strategy in ("tensor", "parameter-server", "pipeline"):
         words = [*small, f"strategy={strategy}", "precision=bfloat16"]
         exits = gang.run(words, world_size=2, folder=tmp_path)
         assert [(rank.code, rank.stderr) for rank in exits] == [(0, "")] * 2

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from training.ranks import Ranks
 from training.strategies import strategy_of
 from training.strategies.parameter_server import divided
 from training.strategies.strategy import StrategyOptions
+from training.transformer import Transformer
 
 WORDS = ["digits-mlp", "epochs=2", "batch_size=100", "hidden=24", "optimizer=adamw", "learning_rate=0.003", "l2=0.01"]
 WORDS += ["accumulate=2"]
@@ -87,9 +89,12 @@ def test_asynchronous_servers_come_to_the_same_accuracy(tmp_path: Path) -> None:
         (["strategy=parameter-server", "servers=2"], "at least one rank that computes are 3 ranks, but the gang has 1"),
         (
             ["strategy=fspd"],
-            "option strategy='fspd': did you mean fsdp? expected ddp or fsdp or parameter-server or tensor",
+            "option strategy='fspd': did you mean fsdp? expected ddp or fsdp or parameter-server or pipeline or tensor",
         ),
         (["strategy=tensor"], "strategy=tensor: only the model of lm can be divided so; use ddp or fsdp"),
+        (["strategy=pipeline"], "strategy=pipeline: only the model of lm can be divided so; use ddp or fsdp"),
+        (["stages=2"], "option stages=2 goes with strategy=pipeline, not ddp"),
+        (["microbatches=2", "strategy=fsdp"], "option microbatches=2 goes with strategy=pipeline, not fsdp"),
         (["tensor_ranks=2"], "option tensor_ranks=2 goes with strategy=tensor, not ddp"),
         (["servers=2"], "option servers=2 goes with strategy=parameter-server, not ddp"),
         (["asynchronous=1", "strategy=fsdp"], "option asynchronous=1 goes with strategy=parameter-server, not fsdp"),
@@ -108,6 +113,25 @@ def test_more_servers_than_tensors_are_refused() -> None:
     options = StrategyOptions(strategy="parameter-server", servers=3)
     with pytest.raises(InputError, match="servers=3: the model has only 2 tensors"):
         strategy_of(nn.Linear(4, 2), loss_of(options), options, ranks)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            StrategyOptions(stages=4),
+            "stages=4: the gang's 6 ranks do not divide by it; ask for another number of nodes",
+        ),
+        (StrategyOptions(microbatches=5), "microbatches=5: pipeline_schedule=1f1b needs one for each of the 6 stages"),
+        (StrategyOptions(stages=3), "layers=2: too few for 3 stages of strategy=pipeline; with stages=2 or fewer"),
+        (StrategyOptions(), "layers=2: too few for 6 stages of strategy=pipeline"),
+    ],
+)
+def test_stages_that_the_gang_or_the_model_has_not_are_refused(options: StrategyOptions, message: str) -> None:
+    network = Transformer(vocabulary=9, context=8, width=16, heads=2, layers=2, dropout=0.0)
+    ranks = Ranks(rank=0, world_size=6, device=torch.device("cpu"))
+    with pytest.raises(InputError, match=message):
+        strategy_of(network, loss_of(options), replace(options, strategy="pipeline"), ranks)
 
 
 def test_servers_hold_about_as_much_each() -> None:

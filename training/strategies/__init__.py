@@ -1,5 +1,8 @@
 """How a gang trains one model together, by the option `strategy`."""
 
+from collections.abc import Callable
+from pkgutil import resolve_name
+
 import torch
 from torch import nn
 
@@ -7,13 +10,25 @@ from training.compiling import compile_forward
 from training.errors import InputError
 from training.objectives import Loss
 from training.ranks import Ranks
-from training.strategies.data_parallel import Replicated, Sharded
-from training.strategies.parameter_server import ParameterServer
 from training.strategies.strategy import Strategy, StrategyOptions
-from training.strategies.tensor import TensorParallel
 
-KINDS = {"ddp": Replicated, "fsdp": Sharded, "parameter-server": ParameterServer, "tensor": TensorParallel}
-OPTIONS_OF = {"servers": "parameter-server", "asynchronous": "parameter-server", "tensor_ranks": "tensor"}
+KINDS = {
+    "ddp": "training.strategies.data_parallel:Replicated",
+    "fsdp": "training.strategies.data_parallel:Sharded",
+    "parameter-server": "training.strategies.parameter_server:ParameterServer",
+    "pipeline": "training.strategies.pipeline:Pipeline",
+    "tensor": "training.strategies.tensor:TensorParallel",
+}
+"""Where each is. Only the one that is asked for is imported: some take a second."""
+
+OPTIONS_OF = {
+    "servers": "parameter-server",
+    "asynchronous": "parameter-server",
+    "tensor_ranks": "tensor",
+    "stages": "pipeline",
+    "microbatches": "pipeline",
+    "pipeline_schedule": "pipeline",
+}
 
 
 def strategy_of(network: nn.Module, loss: Loss, options: StrategyOptions, ranks: Ranks) -> Strategy:
@@ -32,7 +47,8 @@ def strategy_of(network: nn.Module, loss: Loss, options: StrategyOptions, ranks:
         if options.strategy == "tensor":
             raise InputError("option compile=yes does not go with strategy=tensor; use ddp or fsdp")
         compile_forward(network)
-    return KINDS[options.strategy](network, loss, options, ranks)
+    kind: Callable[[nn.Module, Loss, StrategyOptions, Ranks], Strategy] = resolve_name(KINDS[options.strategy])
+    return kind(network, loss, options, ranks)
 
 
 def _computes_bfloat16(device: torch.device) -> bool:

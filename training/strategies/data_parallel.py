@@ -1,5 +1,6 @@
 """Each rank computes its share of every batch: with the whole model on every rank (DDP), or parts of it (FSDP2)."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -48,14 +49,19 @@ class DataParallel:
     def state(self) -> dict[str, Any]:
         """See Strategy."""
         return {
-            "network": network_state(self._network, keep=self._ranks.first),
-            "optimizer": optimizer_state(self._network, self._optimizer, keep=self._ranks.first),
+            "network": network_state(self._network, keep=self._keeps),
+            "optimizer": optimizer_state(self._network, self._optimizer, keep=self._keeps),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """See Strategy."""
         load_network(self._network, state["network"])
         load_optimizer(self._network, self._optimizer, state["optimizer"])
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether `state` is of use on this rank."""
+        return self._ranks.first
 
     def _backward(self, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
         """The gradients of `scale` times the loss through `model`, which is the network or around it; the loss."""
@@ -64,7 +70,7 @@ class DataParallel:
         (loss * scale).backward()
         return loss.detach()
 
-    def _logits(self, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    def _logits(self, model: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
         """What `model` computes, as float32, so that the loss and its sum over many targets are exact."""
         lowered = self._options.precision == "bfloat16"
         with torch.autocast(self._ranks.device.type, dtype=torch.bfloat16, enabled=lowered):
@@ -102,7 +108,7 @@ class Sharded(DataParallel):
     ) -> None:
         """`mesh` are the ranks that parts are for, all of the gang by default."""
         self._averaged = mesh.size() if mesh else ranks.world_size
-        super().__init__(_sharded(network.to(ranks.device), mesh), loss, options, ranks)
+        super().__init__(sharded(network.to(ranks.device), mesh), loss, options, ranks)
 
     def add_gradients(self, inputs: torch.Tensor, targets: torch.Tensor, *, scale: float, last: bool) -> torch.Tensor:
         """See Strategy."""
@@ -112,12 +118,16 @@ class Sharded(DataParallel):
         return self._backward(self._network, inputs, targets, scale * self._averaged)
 
 
-def _sharded(network: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
-    """The same network with its parameters replaced by their parts. Inner modules come before those around them."""
+def sharded(network: nn.Module, mesh: DeviceMesh | None, *, keep_gathered: bool = False) -> nn.Module:
+    """The same network with its parameters replaced by their parts. Inner modules come before those around them.
+
+    With `keep_gathered`, what was gathered to compute forward stays until the gradients are there.
+    """
+    again = False if keep_gathered else None  # None: all but what is outermost, which is the first to be needed
     for module in reversed(list(network.modules())):
         if isinstance(module, nn.Sequential | nn.ModuleList):
             for member in module:
                 if any(True for _ in member.parameters()):
-                    fully_shard(member, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+                    fully_shard(member, mesh=mesh, reshard_after_forward=again)
+    fully_shard(network, mesh=mesh, reshard_after_forward=again)
     return network

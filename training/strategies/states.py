@@ -37,29 +37,40 @@ def _kept(values: State, *, keep: bool) -> State:
     return {name: value.cpu() if torch.is_tensor(value) else value for name, value in values.items()} if keep else {}
 
 
-def load_network(network: nn.Module, state: State) -> None:
-    """Take over whole tensors, of which this rank may hold parts. Raises InputError for those of another network."""
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_of(state: State) -> Shapes:
+    """Of tensors, by name."""
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def load_network(network: nn.Module, state: State, *, of: Shapes | None = None) -> None:
+    """Take over whole tensors, of which this rank may hold parts, or only some; `of` are all of them then. Raises
+    InputError for those of another network.
+    """
     held = network.state_dict()
-    theirs, ours = ({name: tuple(value.shape) for name, value in each.items()} for each in (state, held))
+    theirs, ours = shapes_of(state), of or shapes_of(held)
     if theirs != ours:
         differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
         raise _foreign(differing[0])
-    network.load_state_dict({name: _placed(value, held[name]) for name, value in state.items()})
+    network.load_state_dict({name: _placed(state[name], value) for name, value in held.items()})
 
 
-def load_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, State]) -> None:
-    """Take over what `optimizer_state` gave, for the parameters that this rank's optimiser has."""
+def load_optimizer(
+    network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, State], *, of: Shapes | None = None
+) -> None:
+    """Take over what `optimizer_state` gave, for the parameters that this rank's optimiser has; `of` as above."""
     parameters = dict(network.named_parameters())
     for name in state:
-        if name not in parameters:
+        if name not in (of or parameters):
             raise _foreign(name)
     mine = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    for name, held in state.items():
-        parameter = parameters[name]
-        if parameter in mine:
+    for name, parameter in parameters.items():
+        if parameter in mine and name in state:
             optimizer.state[parameter] = {
                 key: _counted(value, parameter, optimizer) if key == "step" else _placed(value, parameter)
-                for key, value in held.items()
+                for key, value in state[name].items()
             }
 
 

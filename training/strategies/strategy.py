@@ -8,14 +8,16 @@ import torch
 from training.objectives import ObjectiveOptions, add_l1
 from training.options import option
 
-STRATEGIES = ("ddp", "fsdp", "parameter-server", "tensor")
+STRATEGIES = ("ddp", "fsdp", "parameter-server", "pipeline", "tensor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrategyOptions(ObjectiveOptions):
     """`strategy`: with `ddp`, every rank holds the whole model; with `fsdp`, each holds a part of every weight; with
     `parameter-server`, the last `servers` ranks hold the weights and the others compute gradients; with `tensor`,
-    groups of `tensor_ranks` ranks, 0 for all of the gang, divide the work on every example, and the groups each batch.
+    groups of `tensor_ranks` ranks, 0 for all of the gang, divide the work on every example, and the groups each batch;
+    with `pipeline`, groups of `stages` ranks, 0 for all, have some of the layers each, and pass on each example, in at
+    most `microbatches` parts of a group's share (0 for four for each stage), in the order of `pipeline_schedule`.
 
     With `asynchronous=1`, servers apply each gradient as it comes, instead of one sum from all for each batch. With
     `precision=bfloat16`, the network computes in it where torch's autocast deems that safe; weights, gradients, the
@@ -26,6 +28,9 @@ class StrategyOptions(ObjectiveOptions):
     servers: int = option(1, at_least=1, at_most=10_000)
     asynchronous: int = option(0, at_least=0, at_most=1)
     tensor_ranks: int = option(0, at_least=0, at_most=10_000)
+    stages: int = option(0, at_least=0, at_most=10_000)
+    microbatches: int = option(0, at_least=0, at_most=10_000)
+    pipeline_schedule: str = option("1f1b", one_of=("1f1b", "gpipe"))
     compile: str = option("no", one_of=("no", "yes"))
     precision: str = option("float32", one_of=("float32", "bfloat16"))
 
