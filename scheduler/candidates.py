@@ -7,6 +7,7 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from scheduler.budgets import Draw, Limit, Offer, draw_of, limits, member_mw, memberships, short
 from scheduler.feasibility import can_contain, free_devices, takes_work
 from scheduler.objective import Stake, on_time_s, stakes, tiers
 from scheduler.plan import MemberPlacement, Placement
@@ -18,8 +19,8 @@ class Site:
     """A node that takes work. `kinds` are its wholly free devices.
 
     Keeping it on costs `rate_w` (PUE included) for every second beyond `end_s`, up to the horizon; 0 for a node that
-    stays on anyway. `boot_j` (PUE and the wait for it included) is charged once if it is off. Sites of one `group` are
-    interchangeable.
+    stays on anyway. `boot_j` (PUE and the wait for it included) is charged once if it is off. `draw` and the names of
+    its `budgets` say what work here does to those. Sites of one `group` are interchangeable.
     """
 
     node: Node
@@ -28,6 +29,8 @@ class Site:
     rate_w: float
     boot_j: float
     group: int
+    draw: Draw
+    budgets: frozenset[str]
 
     @property
     def charged(self) -> bool:
@@ -40,6 +43,7 @@ class Option:
     """One shape of a job that can start now. Each of `members` needs a site of its own among `sites` (indices).
 
     `end_s` is when it ends, cut at the horizon. `extra_j` (PUE included) is its work beyond the job's cheapest shape.
+    `active_mw` is what a member adds to the draw of its site, in mW.
     """
 
     shape: int
@@ -50,6 +54,7 @@ class Option:
     memory_bytes: int
     end_s: float
     extra_j: float
+    active_mw: int
     sites: tuple[int, ...]
 
 
@@ -68,11 +73,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """A line, the sites it competes for, and how many tiers the whole problem has."""
+    """A line, the sites it competes for, how many tiers the whole problem has, and the budgets that may bind."""
 
     line: tuple[Candidate, ...]
     sites: tuple[Site, ...]
     tiers: int
+    limits: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +97,10 @@ def find_candidates(problem: Problem) -> Candidates:
     """The line of possible jobs with every way each could start on what is free now, at the prices of
     `Problem.shared_out` and in the order of `Problem.ranked`.
     """
-    problem = problem.shared_out().ranked()
+    free = limits(problem)
+    draws = {job.id: [member_mw(shape) for shape in job.shapes] for job in problem.jobs}
     sites = sites_of(problem)
+    problem = problem.shared_out().ranked()
     kept = _Kept(problem, sites)
     staked = stakes(problem)
     line = sorted((job for job in problem.jobs if job.id in staked), key=lambda job: (-job.priority, job.order, job.id))
@@ -108,14 +116,14 @@ def find_candidates(problem: Problem) -> Candidates:
                 stake=stake,
                 tier=ranks[job.priority],
                 twin=twins.setdefault((job.priority, job.shapes, job.wait_w), len(twins)),
-                options=_options(problem, job, stake, sites, kept, asked),
+                options=_options(problem, job, draws[job.id], stake, sites, kept, asked, free),
             )
         )
-    return Candidates(line=tuple(candidates), sites=sites, tiers=len(ranks))
+    return Candidates(line=tuple(candidates), sites=sites, tiers=len(ranks), limits=_binding(free, candidates, sites))
 
 
 def pools(candidates: Candidates) -> list[Candidates]:
-    """The parts that share no site, which are solved one by one; jobs without an option are in none.
+    """The parts that share no site and no budget, which are solved one by one; jobs without an option are in none.
 
     Waiting of a tier and cost add up over the parts, so the best plan of the whole is the best plans of the parts.
     """
@@ -131,6 +139,10 @@ def pools(candidates: Candidates) -> list[Candidates]:
         sites = [site for option in candidate.options for site in option.sites]
         for site in sites[1:]:
             root[find(site)] = find(sites[0])
+    for limit in candidates.limits:
+        bound = [number for number, site in enumerate(candidates.sites) if site.node.id in limit.nodes]
+        for site in bound[1:]:
+            root[find(site)] = find(bound[0])
     members: dict[int, list[int]] = {}
     for site in range(len(candidates.sites)):
         members.setdefault(find(site), []).append(site)
@@ -259,8 +271,25 @@ def to_placements(candidates: Candidates, choices: Choices) -> tuple[Placement, 
     return tuple(placements)
 
 
+def _binding(free: Sequence[Limit], line: Sequence[Candidate], sites: Sequence[Site]) -> tuple[Limit, ...]:
+    """The limits that would be passed if as much as fits, and more, were placed on every node of theirs."""
+    most: dict[int, float] = {}
+    options = [option for candidate in line for option in candidate.options]
+    for option in dict.fromkeys(options):
+        for site in option.sites:
+            each = option.active_mw / option.devices
+            most[site] = max(most.get(site, 0.0), each * sum(sites[site].kinds.values()))
+    adds = {site: sites[site].draw.adds(math.ceil(active_mw)) for site, active_mw in most.items()}
+    return tuple(
+        limit
+        for limit in free
+        if sum(mw for site, mw in adds.items() if sites[site].node.id in limit.nodes) > limit.free
+    )
+
+
 def _pool(candidates: Candidates, line: Sequence[Candidate], sites: Sequence[int]) -> Candidates:
     number = {site: index for index, site in enumerate(sites)}
+    names = {candidates.sites[site].node.id for site in sites}
     return Candidates(
         line=tuple(
             replace(
@@ -273,11 +302,15 @@ def _pool(candidates: Candidates, line: Sequence[Candidate], sites: Sequence[int
         ),
         sites=tuple(candidates.sites[site] for site in sites),
         tiers=candidates.tiers,
+        limits=tuple(limit for limit in candidates.limits if not limit.nodes.isdisjoint(names)),
     )
 
 
 def sites_of(problem: Problem) -> tuple[Site, ...]:
-    """The nodes that take work, by id."""
+    """The nodes that take work, by id, at the prices of `Problem.shared_out`. What they draw is not part of those."""
+    draws = {node.id: draw_of(node) for node in problem.nodes}
+    budgets = memberships(limits(problem))
+    problem = problem.shared_out()
     groups: dict[object, int] = {}
     sites: list[Site] = []
     for node in sorted(problem.nodes, key=lambda node: node.id):
@@ -288,8 +321,21 @@ def sites_of(problem: Problem) -> tuple[Site, ...]:
         rate_w = problem.pue * (node.power.base_w - node.power.off_w) if node.can_switch else 0.0
         boot_j = 0.0 if node.on else problem.pue * node.power.boot_j + problem.boot_wait_w * node.power.boot_s
         room = (tuple(sorted(kinds.items())), node.free_millicores, node.free_memory_bytes, not node.container_fault)
-        group = groups.setdefault((room, end_s, rate_w, boot_j), len(groups))
-        sites.append(Site(node=node, kinds=kinds, end_s=end_s, rate_w=rate_w, boot_j=boot_j, group=group))
+        draw, names = draws[node.id], budgets.get(node.id, frozenset())
+        alike = (draw, names) if names else None
+        group = groups.setdefault((room, end_s, rate_w, boot_j, alike), len(groups))
+        sites.append(
+            Site(
+                node=node,
+                kinds=kinds,
+                end_s=end_s,
+                rate_w=rate_w,
+                boot_j=boot_j,
+                group=group,
+                draw=draw,
+                budgets=names,
+            )
+        )
     return tuple(sites)
 
 
@@ -309,17 +355,38 @@ class _Kept:
         return self._sites
 
 
+def _affordable(
+    able: Sequence[int], sites: Sequence[Site], members: int, active_mw: int, free: Sequence[Limit]
+) -> bool:
+    """Whether each budget, looked at alone, leaves enough for a gang on some of the able sites."""
+    if not free:
+        return True
+    offers = [Offer(budgets=sites[site].budgets, adds=sites[site].draw.adds(active_mw)) for site in able]
+    return short(offers, members, free) is None
+
+
 def _options(
-    problem: Problem, job: Job, stake: Stake, sites: Sequence[Site], kept: _Kept, asked: dict[object, tuple[int, ...]]
+    problem: Problem,
+    job: Job,
+    draws: Sequence[int],
+    stake: Stake,
+    sites: Sequence[Site],
+    kept: _Kept,
+    asked: dict[object, tuple[int, ...]],
+    free: Sequence[Limit],
 ) -> tuple[Option, ...]:
-    """Shapes of the job that enough sites can take now. `asked` remembers the sites of each demand."""
+    """Shapes of the job that enough sites, and each budget, can take now. `draws` are what a member of each shape draws
+    (mW); `asked` remembers the sites of each demand.
+    """
     options: list[Option] = []
     for index in stake.shapes:
         shape = job.shapes[index]
         barred = kept.barred(job, shape)
         demand = (shape.kind, shape.devices, shape.millicores, shape.memory_bytes, shape.in_container, barred)
+        if free:
+            demand = (*demand, shape.members, draws[index])
         if demand not in asked:
-            asked[demand] = tuple(
+            able = tuple(
                 number
                 for number, site in enumerate(sites)
                 if number not in barred
@@ -328,6 +395,7 @@ def _options(
                 and site.node.free_memory_bytes >= shape.memory_bytes
                 and can_contain(site.node, shape)
             )
+            asked[demand] = able if _affordable(able, sites, shape.members, draws[index], free) else ()
         if len(asked[demand]) >= shape.members:
             options.append(
                 Option(
@@ -339,6 +407,7 @@ def _options(
                     memory_bytes=shape.memory_bytes,
                     end_s=min(shape.run_s, problem.horizon_s),
                     extra_j=problem.pue * (shape.work_j - stake.deferred_j),
+                    active_mw=draws[index],
                     sites=asked[demand],
                 )
             )

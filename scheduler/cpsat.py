@@ -122,6 +122,8 @@ class _Packing:
             before[candidate.twin] = starts
         for site, users in self.users.items():
             self._capacity(pool.sites[site], users)
+        if pool.limits:
+            self._budgets()
 
     def waiting(self, tier: int) -> cp_model.LinearExprT:
         """Waiting of a tier, in thousandths of W * devices."""
@@ -191,6 +193,27 @@ class _Packing:
             self.members[index, number, site] = member
             self.users[site].append((option, member))
         return start
+
+    def _budgets(self) -> None:
+        """No group of sites draws more than its budget leaves (mW)."""
+        adds = {index: self._adds(self.pool.sites[index], users) for index, users in self.users.items()}
+        for limit in self.pool.limits:
+            terms = [term for index, term in adds.items() if self.pool.sites[index].node.id in limit.nodes]
+            if terms:
+                self.model.add(sum(terms) <= limit.free)
+
+    def _adds(self, site: Site, users: Sequence[tuple[Option, cp_model.IntVar]]) -> cp_model.LinearExprT:
+        """What a site draws more than now, in mW, or an upper bound of it."""
+        active = sum(option.active_mw * member for option, member in users)
+        if site.draw.least <= site.draw.on == site.draw.now:
+            return active
+        adds = self.model.new_int_var(0, site.draw.adds(sum(option.active_mw for option, _ in users)), "")
+        used = self.model.new_bool_var("")
+        for _, member in users:
+            self.model.add_implication(member, used)
+        self.model.add(adds >= site.draw.adds(0) * used)
+        self.model.add(adds >= (site.draw.on - site.draw.now) * used + active)
+        return adds
 
     def _capacity(self, site: Site, users: Sequence[tuple[Option, cp_model.IntVar]]) -> None:
         options = [option for option, _ in users]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ortools.sat.python import cp_model
 
+from scheduler.budgets import limits, milliwatts
 from scheduler.candidates import Site, sites_of
 from scheduler.cpsat import UNITS
 from scheduler.feasibility import can_contain
@@ -45,7 +46,7 @@ def best_start(problem: Problem, known: Sequence[Placement], budget: Budget) -> 
 
     Without a proof that as little as possible waits there is no bound: it is minus infinity then.
     """
-    model = _Model(problem.shared_out())
+    model = _Model(problem)
     if model.places > MAX_PLACES:
         return None
     search = _Search(model, budget, known)
@@ -101,9 +102,11 @@ class _Model:
     """
 
     def __init__(self, problem: Problem) -> None:
-        self.problem = problem
         self.model = cp_model.CpModel()
         self.sites = sites_of(problem)
+        self.active_mw = {job.id: [milliwatts(shape.active_w) for shape in job.shapes] for job in problem.jobs}
+        limited = limits(problem)
+        self.problem = problem = problem.shared_out()
         self.staked = stakes(problem)
         self.line = sorted(
             (job for job in problem.jobs if job.id in self.staked), key=lambda job: (-job.priority, job.order, job.id)
@@ -123,6 +126,12 @@ class _Model:
             before[alike] = sum(starts)
         for number, site in enumerate(self.sites):
             self._site(number, site)
+        if limited:
+            adds = [self._adds(number, site) for number, site in enumerate(self.sites)]
+            for limit in limited:
+                there = [mw for mw, site in zip(adds, self.sites, strict=True) if site.node.id in limit.nodes]
+                if there:
+                    self.model.add(sum(there) <= limit.free)
         for (number, shape), start in self.starts.items():
             stake = self.staked[self.line[number].id]
             extra_j = problem.pue * (self.line[number].shapes[shape].work_j - stake.deferred_j)
@@ -202,6 +211,33 @@ class _Model:
             ends = [(min(shape.run_s, self.problem.horizon_s), member) for shape, member in there]
             self._ladder(ends, site.end_s, site.rate_w, site.boot_j)
         self._sockets(site, there)
+
+    def _adds(self, number: int, site: Site) -> cp_model.LinearExprT:
+        """What a site draws more than now, in mW, or an upper bound of it."""
+        active: list[cp_model.LinearExpr] = []
+        woken: dict[int, cp_model.IntVar] = {}
+        used = self.model.new_bool_var("")
+        most = 0
+        for (j, s, n, device), takes in self.takes.items():
+            if n != number:
+                continue
+            job, mw = self.line[j], self.active_mw[self.line[j].id][s]
+            if not job.shapes[s].shared:
+                active.append(mw * takes)
+                most += mw
+            elif site.node.devices[device].free == WHOLE_DEVICE:
+                if device not in woken:
+                    woken[device] = self.model.new_int_var(0, max(map(max, self.active_mw.values())), "")
+                    most += max(map(max, self.active_mw.values()))
+                self.model.add(woken[device] >= mw * takes)
+        total: cp_model.LinearExprT = sum([*active, *woken.values()], start=cp_model.LinearExpr.term(used, 0))
+        adds = self.model.new_int_var(0, site.draw.adds(most), "")
+        for (_, _, n), member in self.members.items():
+            if n == number:
+                self.model.add_implication(member, used)
+        self.model.add(adds >= site.draw.adds(0) * used)
+        self.model.add(adds >= (site.draw.on - site.draw.now) * used + total)
+        return adds
 
     def _at_most(self, needs: Sequence[tuple[int, cp_model.IntVar]], free: int) -> None:
         if sum(need for need, _ in needs) > free:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from scheduler.budgets import Headroom
 from scheduler.candidates import Candidate, Candidates, Choice, Choices, Option, Site
 
 REPACK_ATTEMPTS = 40
@@ -16,19 +17,16 @@ def complete(candidates: Candidates, choices: Choices) -> dict[int, Choice]:
     A job is placed whole or not at all. What it adds: dearer shape, boots, longer on-time. Equal joules go to the
     tightest fit, so that wide gangs find room later. Starting from no choices this is the greedy plan.
     """
-    room = [_Room(site) for site in candidates.sites]
+    room = _Rooms(candidates)
     for index, choice in choices.items():
-        option = candidates.line[index].options[choice.option]
-        for site in choice.sites:
-            room[site].take(option)
+        room.take(candidates.line[index], choice)
     found = dict(choices)
     for index, candidate in enumerate(candidates.line):
         if index not in found:
-            choice = _cheapest(candidate, range(len(candidate.options)), room)
+            choice = room.cheapest(candidate, range(len(candidate.options)))
             if choice is not None:
                 found[index] = choice
-                for site in choice.sites:
-                    room[site].take(candidate.options[choice.option])
+                room.take(candidate, choice)
     return found
 
 
@@ -49,14 +47,13 @@ def follow(candidates: Candidates, starts: Mapping[tuple[int, int], float], *, s
             option = candidate.options[number]
             doubt = 1.0 - round(share, 3) if sure_first else 0.0
             wanted.append((candidate.tier, doubt, -option.members * option.devices, index, number))
-    room = [_Room(site) for site in candidates.sites]
+    room = _Rooms(candidates)
     found: dict[int, Choice] = {}
     for *_, index, number in sorted(wanted):
-        choice = _cheapest(candidates.line[index], [number], room)
+        choice = room.cheapest(candidates.line[index], [number])
         if choice is not None:
             found[index] = choice
-            for site in choice.sites:
-                room[site].take(candidates.line[index].options[number])
+            room.take(candidates.line[index], choice)
     return complete(candidates, found)
 
 
@@ -77,17 +74,16 @@ def repack(candidates: Candidates, choices: Choices, *, keep_shapes: bool) -> di
 
     order = sorted(choices, key=length)
     for attempt in range(REPACK_ATTEMPTS):
-        room = [_Room(site) for site in candidates.sites]
+        room = _Rooms(candidates)
         found: dict[int, Choice] = {}
         for place, index in enumerate(order):
-            choice = _cheapest(candidates.line[index], jobs[index], room)
+            choice = room.cheapest(candidates.line[index], jobs[index])
             if choice is None:
                 # Alternately to the front and half the way there: either alone can go in circles.
                 order.insert(place // 2 * (attempt % 2), order.pop(place))
                 break
             found[index] = choice
-            for site in choice.sites:
-                room[site].take(candidates.line[index].options[choice.option])
+            room.take(candidates.line[index], choice)
         else:
             return found
     return None
@@ -96,7 +92,19 @@ def repack(candidates: Candidates, choices: Choices, *, keep_shapes: bool) -> di
 class _Room:
     """What is left of a site while jobs are placed on it."""
 
-    __slots__ = ("boot_j", "end_s", "kinds", "memory_bytes", "millicores", "rate_w", "total")
+    __slots__ = (
+        "active_mw",
+        "boot_j",
+        "draw",
+        "end_s",
+        "kinds",
+        "memory_bytes",
+        "millicores",
+        "node",
+        "rate_w",
+        "total",
+        "used",
+    )
 
     def __init__(self, site: Site) -> None:
         self.kinds = dict(site.kinds)
@@ -106,6 +114,10 @@ class _Room:
         self.end_s = site.end_s
         self.rate_w = site.rate_w
         self.boot_j = site.boot_j
+        self.node = site.node.id
+        self.draw = site.draw
+        self.active_mw = 0
+        self.used = False
 
     def holds(self, option: Option) -> bool:
         return (
@@ -117,6 +129,11 @@ class _Room:
     def adds_j(self, option: Option) -> float:
         return self.boot_j + self.rate_w * max(0.0, option.end_s - self.end_s)
 
+    def adds_mw(self, option: Option) -> int:
+        """What a member adds to the site's draw, in mW."""
+        before = self.draw.adds(self.active_mw) if self.used else 0
+        return self.draw.adds(self.active_mw + option.active_mw) - before
+
     def take(self, option: Option) -> None:
         self.kinds[option.kind] -= option.devices
         self.total -= option.devices
@@ -124,29 +141,49 @@ class _Room:
         self.memory_bytes -= option.memory_bytes
         self.end_s = max(self.end_s, option.end_s)
         self.boot_j = 0.0
+        self.active_mw += option.active_mw
+        self.used = True
 
 
-def _cheapest(candidate: Candidate, numbers: Iterable[int], room: list[_Room]) -> Choice | None:
-    """The choice among the candidate's options of these numbers that adds least; None if none fits."""
-    best: tuple[float, Choice] | None = None
-    for number in numbers:
-        option = candidate.options[number]
-        # Least joules first; then nodes without other kinds, few devices left, few cores left; then the name.
-        ranked = sorted(
-            (
-                room[site].adds_j(option),
-                room[site].total - room[site].kinds[option.kind],
-                room[site].kinds[option.kind],
-                room[site].millicores,
-                room[site].memory_bytes,
-                site,
+class _Rooms:
+    """What is left of all sites, and of the budgets."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        self._rooms = [_Room(site) for site in candidates.sites]
+        self._headroom = Headroom(candidates.limits) if candidates.limits else None
+
+    def take(self, candidate: Candidate, choice: Choice) -> None:
+        option = candidate.options[choice.option]
+        for site in choice.sites:
+            if self._headroom is not None:
+                self._headroom.take(self._rooms[site].node, self._rooms[site].adds_mw(option))
+            self._rooms[site].take(option)
+
+    def cheapest(self, candidate: Candidate, numbers: Iterable[int]) -> Choice | None:
+        """The choice among the candidate's options of these numbers that adds least; None if none fits."""
+        room = self._rooms
+        best: tuple[float, Choice] | None = None
+        for number in numbers:
+            option = candidate.options[number]
+            # Least joules first; then nodes without other kinds, few devices left, few cores left; then the name.
+            ranked = sorted(
+                (
+                    room[site].adds_j(option),
+                    room[site].total - room[site].kinds[option.kind],
+                    room[site].kinds[option.kind],
+                    room[site].millicores,
+                    room[site].memory_bytes,
+                    site,
+                )
+                for site in option.sites
+                if room[site].holds(option)
             )
-            for site in option.sites
-            if room[site].holds(option)
-        )
-        if len(ranked) >= option.members:
-            chosen = ranked[: option.members]
-            adds_j = option.extra_j + sum(entry[0] for entry in chosen)
-            if best is None or adds_j < best[0]:
-                best = (adds_j, Choice(option=number, sites=tuple(sorted(entry[-1] for entry in chosen))))
-    return None if best is None else best[1]
+            if self._headroom is not None and len(ranked) >= option.members:
+                offers = [(room[site].node, room[site].adds_mw(option)) for *_, site in ranked]
+                ranked = [ranked[index] for index in self._headroom.pick(offers, option.members) or ()]
+            if len(ranked) >= option.members:
+                chosen = ranked[: option.members]
+                adds_j = option.extra_j + sum(entry[0] for entry in chosen)
+                if best is None or adds_j < best[0]:
+                    best = (adds_j, Choice(option=number, sites=tuple(sorted(entry[-1] for entry in chosen))))
+        return None if best is None else best[1]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, vstack
 
+from scheduler.budgets import Limit
 from scheduler.candidates import (
     Candidate,
     Candidates,
@@ -151,10 +152,15 @@ def relax(pool: Candidates) -> Relaxation:
     users: dict[int, list[_User]] = defaultdict(list)
     for alike in twins.values():
         _write_job(writing, alike[0], len(alike), pool, {group: len(sites) for group, sites in groups.items()}, users)
+    past_first: dict[int, int] = {}
     for group, sites in groups.items():
         _write_capacity(writing, sites[0], len(sites), users[group])
         if sites[0].charged:
-            _write_ladder(writing, sites[0], len(sites), users[group], steps)
+            on = _write_ladder(writing, sites[0], len(sites), users[group], steps)
+            if on is not None:
+                past_first[group] = on
+    for limit in pool.limits:
+        _write_budget(writing, limit, groups, users, past_first)
     return writing.relaxation()
 
 
@@ -262,15 +268,45 @@ def _write_capacity(writing: _Writing, site: Site, count: int, users: Sequence[_
             writing.at_most(terms, count)
 
 
-def _write_ladder(writing: _Writing, site: Site, count: int, users: Sequence[_User], steps: Sequence[float]) -> None:
-    """How many of the sites stay on past each step: enough for every member that runs past it, and for all of them."""
+def _write_budget(
+    writing: _Writing,
+    limit: Limit,
+    groups: Mapping[int, Sequence[Site]],
+    users: Mapping[int, Sequence[_User]],
+    past_first: Mapping[int, int],
+) -> None:
+    """What the sites of a budget draw at least, in W: members, and nodes that go on. A boot's own draw is left out."""
+    terms: list[tuple[int, float]] = []
+    free = limit.free
+    for group, sites in groups.items():
+        site = sites[0]
+        if limit.budget.name not in site.budgets:
+            continue
+        terms += [(user.column, user.option.active_mw / 1000) for user in users.get(group, ())]
+        if not site.node.on and group in past_first:
+            terms.append((past_first[group], (site.draw.on - site.draw.now) / 1000))
+        elif site.draw.on < site.draw.now:  # it boots, and will draw less once it is on
+            free += len(sites) * (site.draw.now - site.draw.on)
+    writing.at_most(terms, free / 1000)
+
+
+def _write_ladder(
+    writing: _Writing, site: Site, count: int, users: Sequence[_User], steps: Sequence[float]
+) -> int | None:
+    """How many of the sites stay on past each step: enough for every member that runs past it, and for all of them.
+
+    Answers the variable of the first step, which every site in use passes, if there is any.
+    """
     before: int | None = None
+    first: int | None = None
     begins = site.end_s
     last = [steps[bisect_right(steps, user.option.end_s) - 1] for user in users]
     for end_s in sorted({end_s for end_s in last if end_s > site.end_s}):
         joules = site.rate_w * (end_s - begins) + (site.boot_j if before is None else 0.0)
         column = writing.variable(count, joules)
-        if before is not None:
+        if before is None:
+            first = column
+        else:
             writing.at_most([(column, 1.0), (before, -1.0)], 0.0)
         before, begins = column, end_s
         past = [user for user, end in zip(users, last, strict=True) if end >= end_s]
@@ -280,3 +316,4 @@ def _write_ladder(writing: _Writing, site: Site, count: int, users: Sequence[_Us
         for user, end in zip(users, last, strict=True):
             if end == end_s:
                 writing.at_most([(user.column, 1 / user.alike), (column, -1.0)], 0.0)
+    return first

@@ -65,6 +65,8 @@ class Node:
     `open` is false for a node that must not get new work (lost, cordoned, draining).
     `busy_s` is how long the present allocations are expected to hold it on, 0 when it is empty.
     `container_fault` is why no container can run here; empty if one can.
+    `busy_w` is what the present allocations draw above `base_w`, in W. `booting` tells that a node that is `on` for the
+    planner boots still. Only power budgets ask for these two.
     """
 
     id: str
@@ -79,6 +81,8 @@ class Node:
     open: bool = True
     busy_s: float = 0.0
     container_fault: str = ""
+    busy_w: float = 0.0
+    booting: bool = False
 
     def device_base_w(self, kind: str) -> float:
         """What one device of the kind answers for of what the node draws above off, in W: 0 if it cannot be switched.
@@ -187,6 +191,17 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PowerBudget:
+    """What a group of nodes may draw together, in W: no job starts there that would bring it above. What runs already
+    is never stopped for it (`scheduler.budgets`).
+    """
+
+    name: str
+    watts: float
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One consistent read of the cluster and its queue. `free` and `free_*` of the nodes are net of all jobs that run.
 
@@ -198,6 +213,7 @@ class Problem:
     `fill` is how much of the nodes that are on is expected to be in use, from 0 to 1: with other jobs to come what this
     plan leaves free will not stay free (`shared_out`). `boot_wait_w` is the price of waiting for a boot, in W: the
     planner's caller fills in the default (`scheduler.power.default_boot_wait_w`). `reservation` is for one of the jobs.
+    Every one of the `budgets` holds.
     """
 
     nodes: tuple[Node, ...]
@@ -211,6 +227,7 @@ class Problem:
     fill: float = 0.0
     boot_wait_w: float = 0.0
     reservation: Reservation | None = None
+    budgets: tuple[PowerBudget, ...] = ()
 
     def ranked(self) -> "Problem":
         """The same problem with a priority of its own for the job of the reservation, just above those of the same

@@ -18,7 +18,7 @@ from enum import IntEnum
 
 from scheduler.plan import Placement
 from scheduler.power import default_boot_wait_w
-from scheduler.problem import WHOLE_DEVICE, Device, Hold, Job, Node, Problem, Running
+from scheduler.problem import WHOLE_DEVICE, Device, Hold, Job, Node, PowerBudget, Problem, Running
 from scheduler.reserve import OVERTAKEN_S, reserve
 
 OVERDUE_SHARE = 0.5
@@ -89,7 +89,8 @@ class Window:
 
     Energies in J, PUE included: `off_j` every node's off draw all the time, `on_j` above that while on, `boot_j`,
     `work_j` what jobs added. `held_j` is the part of `on_j` that fell to devices while jobs held them; the rest went to
-    idle ones. `resting_w` is the draw after the end. `idle_device_s`: device-seconds on and held by nobody.
+    idle ones. `resting_w` is the draw after the end. `idle_device_s`: device-seconds on and held by nobody. `peaks_w`:
+    the most that the nodes of each budget drew at any time, in W.
     """
 
     runs: tuple[Run, ...]
@@ -103,6 +104,7 @@ class Window:
     idle_device_s: float
     resting_w: float
     resting_devices: int
+    peaks_w: tuple[float, ...] = ()
 
     @property
     def total_j(self) -> float:
@@ -127,7 +129,13 @@ class Window:
 
 
 def simulate(
-    nodes: Sequence[Node], arrivals: Sequence[Arrival], planner: Planner, switching: Switching, *, pue: float = 1.0
+    nodes: Sequence[Node],
+    arrivals: Sequence[Arrival],
+    planner: Planner,
+    switching: Switching,
+    *,
+    pue: float = 1.0,
+    budgets: tuple[PowerBudget, ...] = (),
 ) -> Window:
     """Runs the arrivals on the nodes, which are empty at first, until all jobs have ended.
 
@@ -137,7 +145,7 @@ def simulate(
     Raises ValueError for shares of devices, if the planner places what does not fit, or if jobs are left that it never
     places.
     """
-    return _Simulation(nodes, arrivals, planner, switching, pue).run()
+    return _Simulation(nodes, arrivals, planner, switching, pue, budgets).run()
 
 
 class _Event(IntEnum):
@@ -210,7 +218,13 @@ class _Live:
 
 class _Simulation:
     def __init__(
-        self, nodes: Sequence[Node], arrivals: Sequence[Arrival], planner: Planner, switching: Switching, pue: float
+        self,
+        nodes: Sequence[Node],
+        arrivals: Sequence[Arrival],
+        planner: Planner,
+        switching: Switching,
+        pue: float,
+        budgets: tuple[PowerBudget, ...],
     ) -> None:
         if any(shape.shared or not shape.devices for arrival in arrivals for shape in arrival.job.shapes):
             raise ValueError("every shape must ask for whole devices")
@@ -218,6 +232,8 @@ class _Simulation:
         self.planner = planner
         self.switching = switching
         self.pue = pue
+        self.budgets = budgets
+        self.peaks_w = [0.0] * len(budgets)
         self.now = 0.0
         self.events: list[tuple[float, int, int, str]] = []
         self.count = 0
@@ -245,10 +261,32 @@ class _Simulation:
             if looks:
                 self._plan()
             self.past.note(self.now, self.machines.values())
+            self._note_peaks()
         if self.queue:
             left = ", ".join(list(self.queue)[:3])
             raise ValueError(f"{len(self.queue)} jobs were never placed, {left} among them; no node may fit them")
         return self._window()
+
+    def _note_peaks(self) -> None:
+        for number, budget in enumerate(self.budgets):
+            draw_w = sum(self._draw_w(self.machines[name]) for name in budget.nodes)
+            self.peaks_w[number] = max(self.peaks_w[number], draw_w)
+
+    def _draw_w(self, machine: _Machine) -> float:
+        """What a node draws from this moment on until something happens."""
+        power = machine.node.power
+        if not machine.on:
+            return power.off_w
+        if self.now < machine.ready_s:
+            return power.boot_j / power.boot_s
+        return power.base_w + sum(
+            self._active_w(self.live[name]) for name in machine.holders if self.now >= self.live[name].began_s
+        )
+
+    def _active_w(self, live: _Live) -> float:
+        """What a job adds to each of its nodes, in W."""
+        shape = live.arrival.job.shapes[live.placement.shape]
+        return shape.devices * shape.active_w
 
     def _happen(self, event: _Event, name: str) -> bool:
         """Whether the planner should look at it."""
@@ -292,6 +330,7 @@ class _Simulation:
             pue=self.pue,
             fill=self.past.fill(),
             boot_wait_w=self.boot_wait_w,
+            budgets=self.budgets,
             running=tuple(_running(live, left[name]) for name, live in self.live.items()),
         )
         overtaken = [arrival.job for arrival in self.queue.values() if self.now - arrival.at_s >= OVERTAKEN_S]
@@ -325,6 +364,8 @@ class _Simulation:
             can_switch=node.can_switch,
             open=node.open and not machine.leaving,
             busy_s=max((left[holder] for holder in machine.holders), default=0.0),
+            busy_w=sum(self._active_w(self.live[holder]) for holder in machine.holders),
+            booting=machine.on and self.now < machine.ready_s,
         )
 
     def _start(self, placement: Placement) -> None:
@@ -411,6 +452,7 @@ class _Simulation:
             idle_device_s=on_device_s - self.held_device_s,
             resting_w=self.pue * resting_w,
             resting_devices=resting_devices,
+            peaks_w=tuple(self.peaks_w),
         )
 
 

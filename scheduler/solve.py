@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from scheduler.budgets import Ceilings
 from scheduler.candidates import Candidates, Choices, find_candidates, pools, to_placements
 from scheduler.exact import best_start
 from scheduler.feasibility import is_empty, survey, why_impossible, why_not_now
@@ -84,13 +85,13 @@ def solve_greedily(problem: Problem) -> Plan:
 def solve_by_packing(problem: Problem) -> Plan:
     """Jobs in line order, each where it costs least by the prices of `scheduler.packing`; and moves, if any may be, for
     those that find no room and then for power; or with nodes planned anew as a whole. Where a node has devices of
-    several kinds, each job where it fits best.
+    several kinds, or where there are power budgets, each job where it fits best.
 
     Raises as `solve` does.
     """
     idle = evaluate(problem, ())
     bound_j = idle.off_j + idle.on_j + idle.deferred_j
-    if any(map(has_several_kinds, problem.nodes)):
+    if problem.budgets or any(map(has_several_kinds, problem.nodes)):
         return _checked(problem, _plan(problem, first_fit(problem), bound_j, "greedy", "feasible"))
     allowed = 0 if any(node.can_switch for node in problem.nodes) else problem.moves
     if allowed and problem.anew:
@@ -224,12 +225,13 @@ def _verdicts(problem: Problem, placements: Sequence[Placement]) -> tuple[Verdic
     possible = stakes(problem)
     rooms = survey(problem.nodes)
     kept = Kept(problem)
+    ceilings = Ceilings(problem, placements)
     verdicts: list[Verdict] = []
     for job in problem.jobs:
         if job.id in placed:
             verdicts.append(Verdict(job=job.id, outcome=Outcome.PLACED))
         elif job.id in possible:
-            reasons = kept.why(job, rooms.free) or why_not_now(job, rooms, len(placed))
+            reasons = kept.why(job, rooms.free) or ceilings.why(job) or why_not_now(job, rooms, len(placed))
             verdicts.append(Verdict(job=job.id, outcome=Outcome.WAITING, reasons=reasons))
         else:
             reasons = why_impossible(job.shapes, rooms.total)

@@ -47,12 +47,24 @@ def _reservation(problem: Problem) -> Iterator[str]:
         yield "the reservation keeps nodes, which cannot be where jobs share devices or need none, or with moves"
 
 
+def _budgets(problem: Problem) -> Iterator[str]:
+    yield from _twice("budget", (budget.name for budget in problem.budgets))
+    known = {node.id for node in problem.nodes}
+    for budget in problem.budgets:
+        yield from _number(f"budget {budget.name}: watts", budget.watts, 0.0, MAX_W)
+        if unknown := set(budget.nodes) - known:
+            yield f"budget {budget.name} names {', '.join(sorted(unknown))}, no node of the problem"
+    if problem.budgets and (problem.outlook or problem.moves):
+        yield "there are power budgets: give neither an outlook nor moves"
+
+
 def _problem(problem: Problem) -> Iterator[str]:
     yield from _number("horizon_s", problem.horizon_s, 0.0, MAX_SECONDS, open_below=True)
     yield from _number("pue", problem.pue, 1.0, 100.0)
     yield from _number("fill", problem.fill, 0.0, 1.0)
     yield from _number("boot_wait_w", problem.boot_wait_w, 0.0, MAX_W)
     yield from _reservation(problem)
+    yield from _budgets(problem)
     if problem.moves < 0:
         yield f"moves is {problem.moves}, must not be negative"
     yield from _twice("node id", (node.id for node in problem.nodes))
@@ -74,6 +86,7 @@ def _node(node: Node) -> Iterator[str]:
         if not 0 <= device.free <= WHOLE_DEVICE:
             yield f"{name}: free of device {device.id} is {device.free}, must be from 0 to {WHOLE_DEVICE}"
     yield from _number(f"{name}: busy_s", node.busy_s, 0.0, MAX_SECONDS)
+    yield from _number(f"{name}: busy_w", node.busy_w, 0.0, MAX_W)
     yield from _number(f"{name}: off_w", node.power.off_w, 0.0, MAX_W)
     yield from _number(f"{name}: base_w (at least off_w)", node.power.base_w, node.power.off_w, MAX_W)
     yield from _number(f"{name}: boot_s", node.power.boot_s, 0.0, MAX_SECONDS)

@@ -30,8 +30,8 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
     and none that can run no container gets one; no more moves than allowed, of jobs that run and may move; a verdict
     for every job in order, each with reasons unless placed; jobs are called impossible exactly when they are; no job
     starts in place of one with precedence that would fit there; boots and switch-offs fit the placements; every term of
-    the cost; the bound does not exceed the objective; and nobody starts on nodes that are kept for another longer than
-    they are kept.
+    the cost; the bound does not exceed the objective; nobody starts on nodes that are kept for another longer than
+    they are kept; and no group of nodes is brought above its power budget.
     """
     problem = problem.ranked()
     nodes = {node.id: node for node in problem.nodes}
@@ -48,6 +48,7 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
         *_verdicts(problem, plan, possible),
         *_precedence(problem, plan, possible),
         *_reservation(problem, plan),
+        *_budgets(problem, plan),
         *_power_steps(plan, nodes),
         *_cost(problem.shared_out(), plan),
         *_proof(plan),
@@ -205,7 +206,10 @@ def _precedence(problem: Problem, plan: Plan, possible: Mapping[str, list[Shape]
             same = (job.priority, job.shapes, job.wait_w) == (holder.priority, holder.shapes, holder.wait_w)
             ahead = job.priority > holder.priority or (same and job.order < holder.order)
             if ahead and any(
-                _covers(place, shape) and not _is_kept_from(problem, job, shape, placement) for shape in job.shapes
+                _covers(place, shape)
+                and not _is_kept_from(problem, job, shape, placement)
+                and not (problem.budgets and _member_w(shape) > _member_w(place))
+                for shape in job.shapes
             ):
                 message = f"job {job.id} waits while {holder.id}, which it has precedence over, holds a place it fits"
                 yield Violation(code="precedence", message=message)
@@ -226,6 +230,47 @@ def _is_kept_from(problem: Problem, job: Job, shape: Shape, placement: Placement
     if kept is None or shape.run_s <= kept.free_s or all(member.node not in kept.nodes for member in placement.members):
         return False
     return any(first.id == kept.job and first.priority > job.priority for first in problem.jobs)
+
+
+def _budgets(problem: Problem, plan: Plan) -> Iterator[Violation]:
+    """Finds budgets that the plan passes: the sum, over the nodes, of the most that each draws from now on."""
+    jobs = {job.id: job for job in problem.jobs}
+    nodes = {node.id: node for node in problem.nodes}
+    wakes: dict[str, dict[str, float]] = {}
+    for placement in plan.placements:
+        shape = jobs[placement.job].shapes[placement.shape]
+        for member in placement.members:
+            devices = wakes.setdefault(member.node, {})
+            for name in member.devices:
+                devices[name] = max(devices.get(name, 0.0), shape.active_w)
+    for budget in problem.budgets:
+        before = sum(_drawn_mw(nodes[name], None) for name in budget.nodes)
+        after = sum(_drawn_mw(nodes[name], wakes.get(name)) for name in budget.nodes)
+        if after > before and after > math.floor(budget.watts * 1000):
+            message = f"budget {budget.name} is {budget.watts} W, and its nodes would draw {after / 1000} W"
+            yield Violation(code="over_budget", message=message)
+
+
+def _drawn_mw(node: Node, wakes: Mapping[str, float] | None) -> int:
+    """The most a node draws, in whole milliwatts, each term rounded up. `wakes` are the devices that the plan gives
+    away on it, with what each draws (W); None if it gets no work.
+    """
+    if not node.on and wakes is None:
+        return math.ceil(node.power.off_w * 1000)
+    draws = math.ceil(node.power.base_w * 1000) + math.ceil(node.busy_w * 1000)
+    if node.power.socket_millicores:
+        sockets = math.ceil(node.cpu_millicores / node.power.socket_millicores)
+        draws += sockets * math.ceil(node.power.socket_w * 1000)
+    for device in node.devices:
+        if wakes is not None and device.id in wakes and device.free == WHOLE_DEVICE:
+            draws += math.ceil(wakes[device.id] * 1000)
+    boots = node.power.boot_s > 0 and (node.booting or not node.on)
+    return max(draws, math.ceil(node.power.boot_j / node.power.boot_s * 1000)) if boots else draws
+
+
+def _member_w(shape: Shape) -> float:
+    """What a member of the shape adds to its node where nothing is shared, in W."""
+    return shape.devices * shape.active_w
 
 
 def _covers(place: Shape, shape: Shape) -> bool:

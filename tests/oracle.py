@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from math import ceil, floor
 
 from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Shape
 
@@ -43,7 +44,8 @@ def _plans(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> Iterato
         for nodes in combinations(problem.nodes, shape.members):
             plan[job.id] = (index, tuple(node.id for node in nodes))
             barred = any(_is_kept_from(problem, node, job, shape) for node in nodes)
-            if not barred and all(_holds(problem, node, plan) for node in nodes):
+            allowed = not barred and _keeps_budgets(problem, plan)
+            if allowed and all(_holds(problem, node, plan) for node in nodes):
                 yield from _plans(problem, rest, plan)
             del plan[job.id]
 
@@ -54,6 +56,26 @@ def _is_kept_from(problem: Problem, node: Node, job: Job, shape: Shape) -> bool:
         return False
     first = next(each for each in problem.jobs if each.id == kept.job)
     return job.priority <= first.priority and shape.run_s > kept.free_s
+
+
+def _keeps_budgets(problem: Problem, plan: dict[str, Start]) -> bool:
+    """Whether no group of nodes is brought above its budget. Whole milliwatts, as the problem counts them."""
+
+    def most_mw(node: Node, there: list[Shape]) -> int:
+        power, used = node.power, bool(there)
+        if not node.on and not used:
+            return ceil(power.off_w * 1000)
+        draws = ceil(power.base_w * 1000) + ceil(node.busy_w * 1000)
+        draws += sum(shape.devices * ceil(shape.active_w * 1000) for shape in there)
+        return max(draws, ceil(power.boot_j / power.boot_s * 1000)) if node.booting or not node.on else draws
+
+    for budget in problem.budgets:
+        nodes = [node for node in problem.nodes if node.id in budget.nodes]
+        before = sum(most_mw(node, []) for node in nodes)
+        after = sum(most_mw(node, _on(problem, node, plan)) for node in nodes)
+        if after > before and after > floor(budget.watts * 1000):
+            return False
+    return True
 
 
 def _holds(problem: Problem, node: Node, plan: dict[str, Start]) -> bool:

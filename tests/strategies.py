@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, NodePower, Problem, Reservation, Shape
+from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, NodePower, PowerBudget, Problem, Reservation, Shape
 
 KINDS = ("h100", "cpu")
 RUNS_S = (600.0, 3600.0, 7200.0, 40_000.0)
@@ -37,6 +37,8 @@ def nodes(draw: st.DrawFn, name: str) -> Node:
         open=draw(st.sampled_from((*[True] * 6, False))),
         busy_s=draw(st.sampled_from((0.0, 0.0, 1800.0, 7200.0, 90_000.0))) if on else 0.0,
         container_fault=draw(st.sampled_from(("", "", "", "podman is not installed"))),
+        busy_w=draw(st.sampled_from((0.0, 0.0, 450.0))) if on else 0.0,
+        booting=draw(st.sampled_from((False, False, True))) if on else False,
     )
 
 
@@ -51,6 +53,20 @@ shapes = st.builds(
     active_w=st.sampled_from((0.0, 100.0, 450.0)),
     in_container=st.sampled_from((False, False, True)),
 )
+
+
+@st.composite
+def budgets(draw: st.DrawFn, machines: list[Node]) -> tuple[PowerBudget, ...]:
+    """Up to two groups of nodes, which may overlap, with what is often too little for all of them."""
+    names = [node.id for node in machines]
+    groups = draw(st.lists(st.lists(st.sampled_from(names), min_size=1, unique=True), min_size=1, max_size=2))
+    found: list[PowerBudget] = []
+    for number, group in enumerate(groups):
+        there = [node for node in machines if node.id in group]
+        now_w = sum(node.busy_w + (node.power.base_w if node.on else node.power.off_w) for node in there)
+        spare_w = draw(st.sampled_from((-50.0, 0.0, 100.0, 250.0, 450.0, 900.0, 1400.0, 2000.0)))
+        found.append(PowerBudget(name=f"b{number}", watts=max(0.0, now_w + spare_w), nodes=tuple(group)))
+    return tuple(found)
 
 
 @st.composite
@@ -81,6 +97,7 @@ def problems(draw: st.DrawFn, max_jobs: int = 4, max_nodes: int = 3) -> Problem:
         free_s=st.sampled_from((0.0, 600.0, 7200.0)),
     )
     return Problem(
+        budgets=draw(st.one_of(st.just(()), budgets(machines))),
         nodes=tuple(machines),
         jobs=queue,
         reservation=draw(st.one_of(st.none(), kept)),

@@ -1,6 +1,7 @@
 """The two exact models by themselves, without greedy rules, relaxation or checker to cover for them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
@@ -8,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from bench.problems import draw_problem
 from scheduler.candidates import Candidates, Choices, charge_j, find_candidates, pools, waiting_of
 from scheduler.cpsat import Effort, least_charge, least_waiting
-from scheduler.problem import Problem
+from scheduler.problem import NodePower, PowerBudget, Problem
 from tests import oracle, strategies
 from tests.builders import HOUR, job, node, problem, shape, switchable
 
@@ -57,6 +58,18 @@ def test_the_models_alone_find_a_best_plan(tried: Problem) -> None:
         assert abs(charge_j(pool, choices) - bound_j) <= 1e-6 * charge_j(pool, choices) + 1.0
         plan |= starts(pool, choices)
     assert plan in true.plans
+
+
+def test_the_models_alone_keep_a_power_budget() -> None:
+    """A boot and what starts where it boots: the dearer job, first in line, would leave room for no other."""
+    asleep = switchable(node("a", h100=2, power=NodePower(base_w=300.0, boot_s=100.0, boot_j=50_000.0)), on=False)
+    jobs = [job(f"j{number}", shape(active_w=active_w)) for number, active_w in enumerate((500.0, 300.0, 300.0))]
+    nodes = [asleep, node("b", h100=1, power=NodePower(base_w=100.0))]
+    budgets = (PowerBudget(name="hall", watts=1000.0, nodes=("a", "b")),)
+    (pool,) = pools(find_candidates(replace(problem(nodes, jobs), budgets=budgets)))
+    waits, choices, _ = solved(pool)
+    assert waits == (125_000,)
+    assert starts(pool, choices).keys() == {"j1", "j2"}
 
 
 def test_of_twins_the_first_in_line_start() -> None:

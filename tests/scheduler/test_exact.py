@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scheduler.objective import evaluate, stakes, waiting
 from scheduler.plan import MemberPlacement, Placement
-from scheduler.problem import WHOLE_DEVICE, Isolation, Job, Node, NodePower, Problem, Shape
+from scheduler.problem import WHOLE_DEVICE, Isolation, Job, Node, NodePower, PowerBudget, Problem, Shape
 from scheduler.solve import solve
 from scheduler.verify import verify
 from tests.builders import HOUR, job, node, problem, shape
@@ -66,19 +66,48 @@ def holds(of: Problem, placements: Sequence[Placement]) -> bool:
     return True
 
 
+def within(of: Problem, placements: Sequence[Placement]) -> bool:
+    """Whether no budget is passed, but by what was there before."""
+    shapes = {one.id: one.shapes for one in of.jobs}
+    for budget in of.budgets:
+        group = [machine for machine in of.nodes if machine.id in budget.nodes]
+        before_w = sum(_draw_w(machine, [], shapes) for machine in group)
+        if sum(_draw_w(machine, placements, shapes) for machine in group) > max(budget.watts, before_w):
+            return False
+    return True
+
+
+def _draw_w(machine: Node, placements: Sequence[Placement], shapes: dict[str, tuple[Shape, ...]]) -> float:
+    """The most the node draws from now on: all its sockets with it, and a device once, whoever shares it."""
+    devices: dict[str, float] = {}
+    used = False
+    for placed in placements:
+        for member in placed.members:
+            used |= member.node == machine.id
+            for device in member.devices:
+                devices[device] = max(devices.get(device, 0.0), shapes[placed.job][placed.shape].active_w)
+    if not machine.on and not used:
+        return machine.power.off_w
+    draw_w = machine.power.base_w + sum(devices.get(d.id, 0.0) for d in machine.devices if d.free == WHOLE_DEVICE)
+    if machine.power.socket_millicores:
+        draw_w += machine.cpu_millicores // machine.power.socket_millicores * machine.power.socket_w
+    boots = not machine.on and machine.power.boot_s > 0
+    return max(draw_w, machine.power.boot_j / machine.power.boot_s) if boots else draw_w
+
+
 def best(of: Problem, jobs: Sequence[Job], placements: list[Placement]) -> Rank:
     """Tries every plan."""
     if not jobs:
         return waiting(of, placements), evaluate(of, placements).total_j
     found = best(of, jobs[1:], placements)
     for placement in every_placement(of, jobs[0]):
-        if holds(of, [*placements, placement]):
+        if holds(of, [*placements, placement]) and within(of, [*placements, placement]):
             found = min(found, best(of, jobs[1:], [*placements, placement]))
     return found
 
 
 QUIET = NodePower(base_w=100.0)
-SOCKETS = NodePower(base_w=100.0, off_w=5.0, boot_j=9_000.0, socket_w=70.0, socket_millicores=4_000)
+SOCKETS = NodePower(base_w=100.0, off_w=5.0, boot_s=30.0, boot_j=9_000.0, socket_w=70.0, socket_millicores=4_000)
 parts = st.sampled_from((250, 400, 600))
 cores = st.sampled_from((1, 3, 5))
 hours = st.sampled_from((HOUR, 3 * HOUR))
@@ -126,9 +155,12 @@ def small(draw: st.DrawFn) -> Problem:
         job(f"j{number}", *draw(st.lists(shapes, min_size=1, max_size=2)), priority=draw(st.sampled_from((0, 5))))
         for number in range(2)
     ]
-    return problem(
+    made = problem(
         nodes, [*jobs, job("j2", share(draw(parts), kind=draw(kinds)), wait_w=draw(st.sampled_from((0.0, 90.0))))]
     )
+    names = draw(st.sampled_from(("", "", "a", "ab")))
+    watts = draw(st.sampled_from((150.0, 250.0, 400.0, 550.0, 800.0)))
+    return replace(made, budgets=(PowerBudget(name="cap", watts=watts, nodes=tuple(names)),) if names else ())
 
 
 @given(small())
