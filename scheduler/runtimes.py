@@ -1,9 +1,9 @@
 """How long a job runs, as far as is known, and how much longer one does that has run for a while.
 
 What is believed, in this order: runs of the same work of the same size; runs of other sizes, through the curve of
-`scheduler.throughput`; either on another kind of device; the user's estimate, corrected by how far that user's
-estimates were off before; the estimate as it stands; half the time limit; an hour. The progress of a job that runs
-comes before all of them (`scheduler.pace`).
+`scheduler.throughput`; either on another kind of device, as fast beside it as `scheduler.kinds` says; the user's
+estimate, corrected by how far that user's estimates were off before; the estimate as it stands; half the time limit; an
+hour. The progress of a job that runs comes before all of them (`scheduler.pace`).
 An estimate only ever moves plans: nothing stops a job because it is over.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import NormalDist, median
 
+from scheduler.kinds import Speeds
 from scheduler.problem import CPU_KIND, WHOLE_DEVICE
 from scheduler.throughput import IDEAL, MEASURED, RUN_NOISE, Point, fit
 
@@ -25,6 +26,9 @@ LIMIT_SHARE = 0.5
 SHORTEST_RUN_S = 1.0
 """Shorter estimates are not told apart; the smallest of numbers would even be 0 when halved."""
 
+TICK_S = 1e-6
+"""What the service's clock tells apart."""
+
 LONGEST_RUN_S = 1e9
 """What the planner takes at most (`scheduler.validate`)."""
 
@@ -33,12 +37,6 @@ ESTIMATE_SIGMA = 0.5
 
 GUESS_SIGMA = 1.0
 """The same of half a time limit, and of an hour [assumed]."""
-
-KIND_SIGMA = 0.8
-"""How far the logarithm of a time on another kind of device is off. Of single devices in two sets of measurements the
-root mean square is 0.55 (T4, RTX 2080 Ti, Quadro RTX 6000, A100; Sia, SOSP 2023) and 1.15 (K80, P100, V100; Gavel, OSDI
-2020), by `bench.runtimes.kinds`. Taking a device for as fast as it draws power was no better: 1.07 and 1.21.
-"""
 
 FEWEST_ESTIMATES = 3
 """From so many past estimates of a user on they are corrected."""
@@ -68,13 +66,15 @@ class Source(StrEnum):
 class RunTime:
     """A duration, log-normal up to `most_s`: its median in s, and the standard deviation of its logarithm.
 
-    `runs` is how many past runs it follows from.
+    `runs` is how many past runs it follows from. `speed` is how many times as fast its kind of device is taken for as
+    what is known of: another kind, or the mean of those that the job accepts.
     """
 
     median_s: float
     sigma: float
     source: Source
     runs: int = 0
+    speed: float = 1.0
     most_s: float = LONGEST_RUN_S
 
     @property
@@ -100,7 +100,7 @@ class RunTime:
         """How much longer, for a job that has run so long and has not ended: the part of the distribution that is
         left, by its 10th percentile, median and 90th taken for a log-normal again.
         """
-        if elapsed_s <= 0:
+        if elapsed_s < TICK_S:
             return self
         late = math.log(elapsed_s / self.median_s)
         sigma = max(self.sigma, late / _OVERDUE_Z)
@@ -135,18 +135,21 @@ class Known:
     """What is known of a job before it starts.
 
     `runs` are those of the same work. `stated_s` is the user's estimate and `limit_s` its time limit, both in s.
-    `ratios` are real over stated run times of the user's past jobs.
+    `ratios` are real over stated run times of the user's past jobs. `kinds` are those that the job accepts, of which an
+    estimate speaks on the whole, and `speeds` how fast kinds are.
     """
 
     runs: Sequence[Run] = ()
     stated_s: float | None = None
     limit_s: float | None = None
     ratios: Sequence[float] = ()
+    kinds: Sequence[str] = ()
+    speeds: Speeds = Speeds()  # noqa: RUF009 - a frozen value
 
 
 def whole_run(known: Known, size: Size) -> RunTime:
     """How long the job runs in this size, from its start to its end."""
-    found = _of_runs(known.runs, size) or _of_other_kinds(known.runs, size) or _of_estimate(known) or _guess(known)
+    found = _of_runs(known.runs, size) or _of_other_kinds(known, size) or _of_what_was_said(known, size.kind)
     return found.within(known.limit_s or LONGEST_RUN_S)
 
 
@@ -173,14 +176,24 @@ def _of_runs(runs: Sequence[Run], size: Size) -> RunTime | None:
     )
 
 
-def _of_other_kinds(runs: Sequence[Run], size: Size) -> RunTime | None:
-    """As on the kind that ran last, for nobody knows which is faster. An estimate would make the kinds differ by how
-    far it is off, and one of them would never be tried.
+def _of_other_kinds(known: Known, size: Size) -> RunTime | None:
+    """From the kind that ran last. An estimate would make the kinds differ by how far it is off, and one of them would
+    never be tried.
     """
-    for kind in dict.fromkeys(run.size.kind for run in runs):
-        if found := _of_runs(runs, replace(size, kind=kind)):
-            return replace(found, sigma=math.hypot(found.sigma, KIND_SIGMA), source=Source.OTHER_KINDS)
+    for kind in dict.fromkeys(run.size.kind for run in known.runs):
+        if found := _of_runs(known.runs, replace(size, kind=kind)):
+            sigma = math.hypot(found.sigma, known.speeds.sigma(size.kind, kind))
+            return _faster(replace(found, sigma=sigma, source=Source.OTHER_KINDS), known.speeds.factor(size.kind, kind))
     return None
+
+
+def _of_what_was_said(known: Known, kind: str) -> RunTime:
+    """An estimate speaks of all kinds that the job accepts: it is taken for that on a mean one of them."""
+    return _faster(_of_estimate(known), known.speeds.among(kind, known.kinds))
+
+
+def _faster(found: RunTime, speed: float) -> RunTime:
+    return replace(found, median_s=found.median_s / speed, speed=speed)
 
 
 def _scales(size: Size) -> bool:
@@ -188,9 +201,9 @@ def _scales(size: Size) -> bool:
     return size.devices > 0 and size.share == WHOLE_DEVICE
 
 
-def _of_estimate(known: Known) -> RunTime | None:
+def _of_estimate(known: Known) -> RunTime:
     if known.stated_s is None:
-        return None
+        return _guess(known)
     if len(known.ratios) >= FEWEST_ESTIMATES:
         return _of_sample(known.ratios, known.stated_s, ESTIMATE_SIGMA, Source.CORRECTED_ESTIMATE)
     return RunTime(median_s=known.stated_s, sigma=ESTIMATE_SIGMA, source=Source.ESTIMATE)

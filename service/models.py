@@ -515,6 +515,16 @@ checkpoint_parts = Table(
     CheckConstraint("rank < world_size", name="rank"),
 )
 
+# How fast kinds of devices are beside each other, learned from works that ran on several.
+kind_speeds = Table(
+    "kind_speeds",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("log_speed", Float, nullable=False),
+    # How many works say so.
+    Column("works", Integer, nullable=False),
+)
+
 # Files of a job's checkpoints, each once however many checkpoints have it.
 checkpoint_files = Table(
     "checkpoint_files",

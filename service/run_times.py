@@ -4,6 +4,7 @@
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -13,6 +14,7 @@ from sqlalchemy import Connection
 
 from protocol.jobs import ExpectedView, JobSpec
 from scheduler.draws import Draw, Metered, expected_draw
+from scheduler.kinds import Speed, Speeds, fit_speeds
 from scheduler.pace import Line, Pace, time_left
 from scheduler.pace import heard as heard_line
 from scheduler.problem import WHOLE_DEVICE
@@ -28,6 +30,12 @@ MOST_RUNS = 10
 
 MOST_ESTIMATES = 50
 """Past estimates of a user that are learned from, the latest."""
+
+MOST_WORKS = 5_000
+"""Past jobs from which is learned how fast kinds of devices are, the latest."""
+
+LEAST_TOLD_S = 60.0
+"""Shorter runs say little of a kind of device: they are start-up mostly."""
 
 Work = tuple[str, str | None]
 """A user's id and a signature. What others ran tells nothing: the same words may name another file of theirs."""
@@ -62,6 +70,7 @@ class RunTimes:
         runs: of each work, those of the size that ran last first.
         ratios: of each user, real over stated run times.
         metered: of each work, what was counted on each kind.
+        speeds: how fast kinds are beside each other.
     """
 
     def __init__(
@@ -69,10 +78,12 @@ class RunTimes:
         runs: Mapping[Work, Sequence[Run]],
         ratios: Mapping[str, Sequence[float]],
         metered: Mapping[Work, Mapping[str, Metered]],
+        speeds: Speeds,
     ) -> None:
         self._runs = runs
         self._ratios = ratios
         self._metered = metered
+        self._speeds = speeds
         self._whole: dict[tuple[Work, float | None, float | None, Size], RunTime] = {}
 
     def whole(self, work: Work, spec: JobSpec, kind: str) -> RunTime:
@@ -85,6 +96,8 @@ class RunTimes:
                 stated_s=spec.expected_run_s,
                 limit_s=spec.time_limit_s,
                 ratios=self._ratios.get(work[0], ()),
+                kinds=tuple(spec.device_kinds or self._speeds.by_kind),
+                speeds=self._speeds,
             )
             self._whole[key] = whole_run(known, size)
         return self._whole[key]
@@ -119,7 +132,8 @@ class RunTimes:
         """
         kinds = spec.device_kinds if spec.devices_per_node else ()
         ran_on = dict.fromkeys(run.size.kind for run in self._runs.get((job.user_id, job.signature), ()))
-        times = [(kind, self.next_try(job, spec, kind)) for kind in ["", *(kinds or ran_on)]]
+        asked = kinds if len(kinds) == 1 else ["", *(kinds or ran_on)]
+        times = [(kind, self.next_try(job, spec, kind)) for kind in asked]
         return min(times, key=lambda time: _BELIEVED.index(time[1].source))
 
 
@@ -127,7 +141,7 @@ def read(tx: Connection, works: Iterable[Work]) -> RunTimes:
     """What the database knows of these works and of their users."""
     wanted = set(works)
     if not wanted:
-        return RunTimes({}, {}, {})
+        return RunTimes({}, {}, {}, Speeds())
     runs: dict[Work, list[Run]] = defaultdict(list)
     metered: dict[Work, dict[str, Metered]] = defaultdict(dict)
     signed = {(user, signed) for user, signed in wanted if signed is not None}
@@ -147,7 +161,22 @@ def read(tx: Connection, works: Iterable[Work]) -> RunTimes:
     ratios: dict[str, list[float]] = defaultdict(list)
     for row in store.past_estimates(tx, {user for user, _ in wanted}, MOST_ESTIMATES):
         ratios[row.user_id].append(max(row.ran_s, SHORTEST_RUN_S) / max(row.stated_s, SHORTEST_RUN_S))
-    return RunTimes(runs, ratios, metered)
+    rows = store.kind_speeds_known(tx)
+    speeds = Speeds(by_kind={row.kind: Speed(log=row.log_speed, works=row.works) for row in rows})
+    return RunTimes(runs, ratios, metered, speeds)
+
+
+def learn_kinds(tx: Connection) -> None:
+    """Learn anew how fast kinds of devices are beside each other, from works that ran on several of them."""
+    works: dict[tuple[object, ...], dict[str, float]] = defaultdict(dict)
+    for row in store.works_by_kind(tx, MOST_WORKS, LEAST_TOLD_S):
+        work = (row.user_id, row.signature, row.nodes, row.devices_per_node, row.device_share)
+        works[work][row.kind] = math.exp(row.log_s)
+    speeds = fit_speeds(list(works.values()))
+    store.set_kind_speeds(
+        tx,
+        [{"kind": kind, "log_speed": speed.log, "works": speed.works} for kind, speed in speeds.by_kind.items()],
+    )
 
 
 def heard(stored: dict[str, Any] | None, epoch: int, lines: Iterable[Line], now: datetime) -> dict[str, Any] | None:
@@ -163,6 +192,9 @@ def heard(stored: dict[str, Any] | None, epoch: int, lines: Iterable[Line], now:
 def view(time: RunTime, kind: str, draw: Draw) -> ExpectedView:
     """A run time, and what a device draws meanwhile, as the API shows it. Without a kind no draw is told."""
     runs = f"{time.runs} run" if time.runs == 1 else f"{time.runs} runs"
+    because = _BECAUSE[time.source].format(runs=runs)
+    if round(time.speed, 1) != 1.0:
+        because += f", {kind} taken for {time.speed:.1f} times as fast"
     return ExpectedView(
         seconds=time.median_s,
         low_s=time.low_s,
@@ -170,7 +202,7 @@ def view(time: RunTime, kind: str, draw: Draw) -> ExpectedView:
         kind=kind,
         source=time.source.value,
         runs=time.runs,
-        because=_BECAUSE[time.source].format(runs=runs),
+        because=because,
         device_w=draw.active_w if kind else None,
         metered_on=list(draw.metered_on) if kind else [],
     )

@@ -1,10 +1,11 @@
-"""How far run times on one kind of device tell those on another: what `scheduler.runtimes.KIND_SIGMA` comes from.
+"""How far run times on one kind of device tell those on another: where `scheduler.kinds` has its numbers from.
 
     python -m bench.runtimes.kinds [--data DIR]
 
 DIR (or ERGON_BENCH_DATA) holds `sia/` and `gavel/`. Of every program and batch that was measured alone on one device of
 two kinds, the ratio of the times is compared with a guess: that the kinds are equally fast, that they are as fast as
-they draw power, and the median ratio of the other programs. Printed is the root mean square of the logarithm.
+they draw power, the median ratio of the other programs, and what `scheduler.kinds` makes of the others, or of one of
+them only. Printed is the root mean square of the logarithm.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from statistics import fmean, median
 
 from bench.record import table
 from bench.runtimes.sia import PROGRAMS
+from scheduler.kinds import Speeds, fit_speeds
 from scheduler.power import active_w
 
 SIA = {"aws": "t4", "dgx": "a100", "quad": "rtx6000", "rtx": "rtx2080ti"}
@@ -31,14 +33,32 @@ GAVEL = ("k80", "p100", "v100")
 _NAME = re.compile(r"\('(?P<program>[^(]+) ?(?P<batch>\(.*\))?', 1\)")
 
 
+HEADER = (
+    "measurements",
+    "pairs",
+    "equally fast",
+    "as fast as they draw",
+    "other programs",
+    "learned of one",
+    "learned of all others",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """A program that takes `ratio` times as long on a device of kind `slow` as on one of kind `fast`."""
+    """A program with one batch: its time on a device of kind `slow` and on one of kind `fast`, in s."""
 
     program: str
+    batch: str
     slow: str
     fast: str
-    ratio: float
+    slow_s: float
+    fast_s: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long it takes on the slow one."""
+        return self.slow_s / self.fast_s
 
 
 def main() -> int:
@@ -54,24 +74,39 @@ def main() -> int:
         print(f"bench.runtimes.kinds: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     rows = [(name, str(len(pairs)), *(f"{error:.2f}" for error in errors(pairs))) for name, pairs in measured.items()]
-    print(table(("measurements", "pairs", "equally fast", "as fast as they draw", "other programs"), rows))
+    print(table(HEADER, rows))
     return 0
 
 
-def errors(pairs: Sequence[Pair]) -> tuple[float, float, float]:
-    """Root mean squares of the logarithm of measured over guessed ratio, for each of the three guesses."""
+def errors(pairs: Sequence[Pair]) -> tuple[float, ...]:
+    """Root mean squares of the logarithm of measured over guessed ratio, for each of the guesses."""
+    programs = sorted({pair.program for pair in pairs})
 
     def others(pair: Pair) -> float:
         same = (pair.slow, pair.fast)
         return median(one.ratio for one in pairs if (one.slow, one.fast) == same and one.program != pair.program)
 
+    def learned(program: str, fewest: int | None) -> Speeds:
+        place = programs.index(program)
+        known = [*programs[place + 1 :], *programs[:place]][:fewest]
+        works: dict[tuple[str, str], dict[str, float]] = {}
+        for pair in pairs:
+            if pair.program in known:
+                works.setdefault((pair.program, pair.batch), {}).update(
+                    {pair.slow: pair.slow_s, pair.fast: pair.fast_s}
+                )
+        return fit_speeds(list(works.values()))
+
+    of_all = {program: learned(program, None) for program in programs}
+    of_one = {program: learned(program, 1) for program in programs}
     guesses: list[Callable[[Pair], float]] = [
         lambda pair: 1.0,
         lambda pair: active_w(pair.fast) / active_w(pair.slow),
         others,
+        lambda pair: of_one[pair.program].factor(pair.fast, pair.slow),
+        lambda pair: of_all[pair.program].factor(pair.fast, pair.slow),
     ]
-    equal, power, rest = (sqrt(fmean(log(pair.ratio / guess(pair)) ** 2 for pair in pairs)) for guess in guesses)
-    return equal, power, rest
+    return tuple(sqrt(fmean(log(pair.ratio / guess(pair)) ** 2 for pair in pairs)) for guess in guesses)
 
 
 def read_sia(data: Path) -> list[Pair]:
@@ -99,8 +134,8 @@ def read_gavel(data: Path) -> list[Pair]:
 
 def _pairs(times: dict[tuple[str, str], dict[str, float]]) -> list[Pair]:
     return [
-        Pair(program=program, slow=slow, fast=fast, ratio=by_kind[slow] / by_kind[fast])
-        for (program, _), by_kind in times.items()
+        Pair(program=program, batch=batch, slow=slow, fast=fast, slow_s=by_kind[slow], fast_s=by_kind[fast])
+        for (program, batch), by_kind in times.items()
         for slow, fast in permutations(by_kind, 2)
     ]
 

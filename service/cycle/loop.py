@@ -23,7 +23,7 @@ from scheduler.plan import Outcome, Placement, Plan, Verdict
 from scheduler.problem import Budget, Problem, Reservation, Shape
 from scheduler.validate import packs
 from scheduler.verify import verify
-from service import maintenance, nodes, verdicts
+from service import maintenance, nodes, run_times, verdicts
 from service.alarms import Alarm
 from service.cycle.claims import Allowance, Claim, not_yet
 from service.cycle.commit import Overtaken, TermOver, commit_gang, commit_move
@@ -244,6 +244,8 @@ class Cycle:
         if learns:
             self._learned_at = self._clock_s()
             self._outlook = self._learn(past.problem, past.before, past.lately) if past else ()
+            with self._engine.begin() as tx:
+                run_times.learn_kinds(tx)
         if not problem.jobs and not may_go(spares, at):
             self._switching.boot(to_warm_up(problem, spares, self._settings.power_pools), term)
             return

@@ -12,17 +12,20 @@ from sqlalchemy import (
     and_,
     cast,
     column,
+    delete,
     exists,
     func,
+    insert,
     literal,
     select,
+    text,
     true,
 )
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from protocol.states import JobState
 from service.db import Record
-from service.models import attempts, jobs, members
+from service.models import attempts, jobs, kind_speeds, members
 from service.store.attempts import kind_of
 
 _STATED_S = cast(jobs.c.spec["expected_run_s"].astext, Float)
@@ -90,6 +93,49 @@ def past_estimates(tx: Connection, user_ids: Collection[str], limit: int) -> Seq
     query = query.select_from(asked.join(latest, true()).join(attempts, attempts.c.job_id == latest.c.id))
     query = query.where(_is_only_try(latest.c.epoch)).order_by(latest.c.ended_at.desc(), latest.c.id)
     return tx.execute(query).all()
+
+
+def works_by_kind(tx: Connection, limit: int, least_s: float) -> Sequence[Record]:
+    """Of the latest jobs that succeeded and ran for `least_s` at least: columns `user_id`, `signature`; `nodes`,
+    `devices_per_node` and `device_share` of the spec; `kind` of the devices, and `log_s`, the mean of the logarithms of
+    their times (s)."""
+    latest = (
+        select(jobs.c.id, jobs.c.user_id, jobs.c.signature, jobs.c.spec, jobs.c.epoch)
+        .where(jobs.c.state == JobState.SUCCEEDED.value, jobs.c.signature.is_not(None))
+        .order_by(jobs.c.ended_at.desc(), jobs.c.id)
+        .limit(limit)
+        .subquery()
+    )
+    runs = (
+        select(
+            latest.c.user_id,
+            latest.c.signature,
+            latest.c.spec["nodes"].astext.label("nodes"),
+            latest.c.spec["devices_per_node"].astext.label("devices_per_node"),
+            latest.c.spec["device_share"].astext.label("device_share"),
+            kind_of(attempts.c.id).label("kind"),
+            _RAN_S.label("ran_s"),
+        )
+        .join(attempts, attempts.c.job_id == latest.c.id)
+        .where(_is_only_try(latest.c.epoch), least_s <= _RAN_S)
+        .subquery()
+    )
+    alike = [runs.c[name] for name in ("user_id", "signature", "nodes", "devices_per_node", "device_share", "kind")]
+    query = select(*alike, func.avg(func.ln(runs.c.ran_s)).label("log_s")).where(runs.c.kind != "")
+    return tx.execute(query.group_by(*alike).order_by(*alike)).all()
+
+
+def set_kind_speeds(tx: Connection, rows: Sequence[dict[str, object]]) -> None:
+    """What is known of kinds from now on."""
+    tx.execute(text("LOCK TABLE kind_speeds IN SHARE ROW EXCLUSIVE MODE"))
+    tx.execute(delete(kind_speeds))
+    if rows:
+        tx.execute(insert(kind_speeds), list(rows))
+
+
+def kind_speeds_known(tx: Connection) -> Sequence[Record]:
+    """Columns `kind`, `log_speed`, `works`."""
+    return tx.execute(select(kind_speeds)).all()
 
 
 def _of_members(column: ColumnElement[float]) -> ColumnElement[float]:

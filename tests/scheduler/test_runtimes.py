@@ -1,9 +1,10 @@
 """What is believed of a run time, in which order, and what is left of it after a while."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from scheduler.kinds import fit_speeds
 from scheduler.runtimes import (
     DEFAULT_RUN_S,
     LONGEST_RUN_S,
@@ -54,6 +55,29 @@ def test_the_best_that_is_known_is_believed(known: Known, source: Source, median
     assert time.median_s <= time.high_s <= max(SHORTEST_RUN_S, known.limit_s or LONGEST_RUN_S)
 
 
+FAST = fit_speeds([{"h100": 1.0, "t4": 8.0}] * 50)
+BY = FAST.factor("h100", "t4")
+
+
+@pytest.mark.parametrize(
+    ("known", "on_t4_s", "on_h100_s"),
+    [
+        (Known(runs=runs(100, size=H100), speeds=FAST), 100 * BY, 100),
+        (Known(runs=runs(100), speeds=FAST), 100, 100 / BY),
+        (Known(stated_s=100, kinds=("t4",), speeds=FAST), 100, 100 / BY),
+        (Known(stated_s=100, kinds=("t4", "h100"), speeds=FAST), 100 * BY**0.5, 100 / BY**0.5),
+        (Known(stated_s=100, speeds=FAST), 100, 100),
+        (Known(limit_s=100, kinds=("t4", "h100"), speeds=FAST), 100, 50 / BY**0.5),
+    ],
+)
+def test_other_kinds_are_as_fast_as_works_showed_that_ran_on_both(
+    known: Known, on_t4_s: float, on_h100_s: float
+) -> None:
+    assert pytest.approx(8, rel=0.05) == BY
+    assert whole_run(known, TWO).median_s == pytest.approx(on_t4_s)
+    assert whole_run(known, H100).median_s == pytest.approx(on_h100_s)
+
+
 def test_runs_that_scatter_and_other_sizes_make_the_spread_wider() -> None:
     alike = whole_run(Known(runs=runs(99, 100, 101)), TWO)
     apart = whole_run(Known(runs=runs(50, 100, 200)), TWO)
@@ -88,6 +112,7 @@ TIMES = st.builds(
 SECONDS = st.floats(0, LONGEST_RUN_S)
 
 
+@example(RunTime(median_s=100.0, sigma=0.5, source=Source.ESTIMATE), 5e-324, 50.0)
 @given(TIMES, SECONDS, SECONDS)
 def test_what_is_left_is_sane_whatever_was_expected(whole: RunTime, elapsed_s: float, limit_s: float) -> None:
     left = whole.after(elapsed_s).within(limit_s)

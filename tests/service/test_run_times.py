@@ -210,3 +210,29 @@ def test_the_signature_is_of_what_is_computed(change: dict[str, object], same: b
     base = {**TRAIN, "env": {"A": "1", "B": "2"}}
     one, other = (run_times.signature(JobSpec.model_validate(spec)) for spec in (base, {**base, **change}))
     assert (one == other) == same
+
+
+def test_works_that_ran_on_two_kinds_tell_how_fast_those_are_for_others(
+    cluster: Cluster, client: TestClient, node: str
+) -> None:
+    cluster.join("n2", kind="h100")
+    for number in range(30):
+        for name, kind, seconds in ((node, "t4", 800.0), ("n2", "h100", 100.0)):
+            attempt = start(cluster, cluster.submit(command=["sh", str(number)], device_kinds=[kind]), name)
+            cluster.advance(seconds)
+            cluster.end(name, attempt)
+    ran(cluster, 400, **TRAIN, device_kinds=["t4"])
+    again = cluster.submit(**TRAIN, device_kinds=["h100"])
+    assert planned_s(cluster, again) == {"h100": 400.0}, "learned every ten minutes, not at once"
+    new_cycle(cluster).step(woken=True)
+    waiting = cluster.submit(**TRAIN, device_kinds=["h100"])
+    planned = planned_s(cluster, waiting)["h100"]
+    assert planned == pytest.approx(400 / 8, rel=0.1)
+    shown = expected(client, waiting)
+    assert shown is not None
+    assert shown.because == (
+        f"from 1 run of the same work on another kind of device, h100 taken for {400 / planned:.1f} times as fast"
+    )
+    stated = planned_s(cluster, cluster.submit(command=["sh", "new"], expected_run_s=1_000.0))
+    assert stated["t4"] / stated["h100"] == pytest.approx(400 / planned)
+    assert stated["t4"] * stated["h100"] == pytest.approx(1_000.0**2)
