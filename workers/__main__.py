@@ -10,6 +10,7 @@ import ssl
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -34,6 +35,7 @@ from workers.nvml import GpuFaults, list_gpus
 from workers.outputs import Outputs
 from workers.rendezvous import address_on, local_address_towards
 from workers.runs import Runs
+from workers.starters import Starters
 from workers.transfer import Transfer
 from workers.uploads import Uploads
 
@@ -42,6 +44,9 @@ log = logging.getLogger("workers")
 
 LIMITS: dict[str, Limit] = {"memory": "memory", "pids": "processes"}
 """What is limited, by the kernel's name for its controller."""
+
+
+MOST_STARTERS = 64
 
 
 class BadArgument(ValueError):
@@ -119,6 +124,13 @@ def command_line() -> argparse.ArgumentParser:
         "--health-every", type=float, default=60.0, help="seconds from one look at the devices to the next (60)"
     )
     parser.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="a label; may be repeated")
+    parser.add_argument(
+        "--starters",
+        type=int,
+        default=2,
+        help="processes that keep torch imported, so that scripts of users who ran some before start at once; "
+        "0 for none (2)",
+    )
     parser.add_argument("--sample-every", type=float, default=5.0, help="seconds between two measurements (5)")
     parser.add_argument(
         "--stop-attempts-on-exit",
@@ -189,7 +201,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         doorbell=Doorbell(exchange, bell.ring, chance),
         bell=bell,
         journal=journal,
-        runs=Runs(journal, report.boot_id, groups, report.container_runtime),
+        runs=Runs(journal, report.boot_id, groups, report.container_runtime, _starters(options.starters, groups)),
         outputs=Outputs(transfer, bell.ring, chance),
         credentials=credentials,
         checkpoints=Checkpoints(bell.ring) if settings.checkpoints else Uploads(transfer, bell.ring, chance),
@@ -216,6 +228,8 @@ def _check_limits(options: argparse.Namespace) -> None:
         raise BadArgument(f"--checkpoint-dir {options.checkpoint_dir} is no folder this agent may write to")
     if options.health_check is not None and not os.access(options.health_check, os.X_OK):
         raise BadArgument(f"--health-check {options.health_check} is no program this agent may run")
+    if not 0 <= options.starters <= MOST_STARTERS:
+        raise BadArgument(f"--starters must be from 0 to {MOST_STARTERS}")
     if not 0.1 <= options.health_every <= 86_400:
         raise BadArgument("--health-every must be from 0.1 to 86400 seconds")
     if not 0.1 <= options.sample_every <= 3600:
@@ -239,6 +253,14 @@ def _limits(groups: Groups | None) -> list[Limit]:
     if missing := [limit for limit in LIMITS.values() if limit not in limits]:
         log.warning("nothing limits the %s of an attempt here", " and the ".join(missing))
     return limits
+
+
+def _starters(most: int, groups: Groups | None) -> Starters | None:
+    """The starters of this agent; None where it may have none: what they fork is known by its control group only."""
+    if most and groups is not None and find_spec("torch") and find_spec("numpy"):
+        return Starters(most)
+    log.info("no starters: every rank imports for itself")
+    return None
 
 
 def _token(path: Path) -> str:

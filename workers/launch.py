@@ -16,10 +16,14 @@ from workers.containers import client_environment, remove_command
 from workers.limits import MOST_PROCESSES
 from workers.rendezvous import split_address
 from workers.stalls import DUMP_SIGNAL
+from workers.starter import THREADS, early_variables, program_of
 
 STREAM_CAP_BYTES = 64 * 1024 * 1024
 
 KEPT_NAMES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"})
+LEAST_IMAGE_BYTES = 512 * 1024 * 1024
+"""Of memory for each rank, if it is limited: one that is forked from an image with torch copies 100 MB of it when it
+ends, whether the script uses torch or not."""
 NETWORK_PREFIXES = ("GLOO_", "NCCL_")
 KEPT_PREFIXES = ("LC_", "SSL_CERT_", *NETWORK_PREFIXES)
 
@@ -75,6 +79,7 @@ def launch_record(
         "argv": command_line(assignment, python),
         "prepare": preparation(assignment, saved, folder=folder, python=python, environment=environment),
         "container": container,
+        "starter": starter_record(assignment, env=env, python=python, environment=environment),
         "checkpoints": saved,
         "env": env,
         "ranks": [rank_record(assignment, local_rank, folder) for local_rank in range(assignment.ranks)],
@@ -87,6 +92,20 @@ def launch_record(
         "memory_bytes": 0 if container else assignment.memory_bytes,  # the runtime limits containers
         "memory_message": memory_message(assignment.memory_bytes),
     }
+
+
+def starter_record(
+    assignment: Assignment, *, env: Mapping[str, str], python: str, environment: Mapping[str, str]
+) -> dict[str, str] | None:
+    """What a starter must have been made for to start this; None if none can. The starter has the last word."""
+    argv = command_line(assignment, python)
+    is_small = 0 < assignment.memory_bytes < LEAST_IMAGE_BYTES * assignment.ranks
+    threads = env.get(THREADS, "")
+    is_early = early_variables(env) != early_variables(kept_environment(environment)) | {THREADS: threads}
+    is_executed = bool(assignment.image or assignment.requirements) or argv[0] != python or program_of(argv) is None
+    if is_executed or is_small or is_early:
+        return None
+    return {"user": assignment.user, "threads": threads} if threads.isdecimal() else None
 
 
 def memory_message(memory_bytes: int) -> str:

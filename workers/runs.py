@@ -23,6 +23,7 @@ from workers.journal import Journal
 from workers.launch import kept_environment
 from workers.limits import Limits, limit_folders
 from workers.reconcile import Exit, Phase, Run, Stop
+from workers.starters import Starters
 from workers.supervisor import UNCLEAN_AFTER_S
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class _Held:
     folder: Path
     launch: dict
     child: subprocess.Popen[bytes] | None = None
+    forked: tuple[int, int] | None = None  # number and start time of a supervisor that a starter has forked
     claim: dict | None = None
     started: bool = False
     stop: Stop | None = None
@@ -56,9 +58,15 @@ class Runs:
     """The runs of this node, adopted from the journal when the agent starts."""
 
     def __init__(
-        self, journal: Journal, boot_id: str, groups: Groups | None, container_runtime: str | None = None
+        self,
+        journal: Journal,
+        boot_id: str,
+        groups: Groups | None,
+        container_runtime: str | None = None,
+        starters: Starters | None = None,
     ) -> None:
         """`groups` is None where this agent may have no control groups, `container_runtime` where nothing runs any."""
+        self._starters = starters
         self._journal = journal
         self._boot_id = boot_id
         self._groups = groups
@@ -131,11 +139,34 @@ class Runs:
         self._journal.create(attempt, launch)
         held = _Held(folder=folder, launch=launch)
         self._held[attempt] = held
-        with open(folder / "supervisor.log", "w") as output:
+        said = json.dumps(dict(credentials or {})).encode() if launch.get("prepare") else None
+        held.forked = self._fork_supervisor(held, said)
+        if held.forked is None:
+            self._execute_supervisor(held, said)
+        log.info("started attempt %s: %s", attempt, launch["argv"][0])
+
+    def _fork_supervisor(self, held: _Held, said: bytes | None) -> tuple[int, int] | None:
+        """Have a starter fork it, with `said` on its standard input; None if none can."""
+        if self._starters is None or not held.launch.get("starter"):
+            return None
+        key, stdin = _starter_key(held.launch), None
+        if said is not None:
+            stdin, pipe = os.pipe2(os.O_CLOEXEC)
+            with open(pipe, "wb") as file:
+                file.write(said)  # a pipe holds more
+        try:
+            return self._starters.supervise(key, held.folder, stdin)
+        finally:
+            if stdin is not None:
+                os.close(stdin)
+
+    @staticmethod
+    def _execute_supervisor(held: _Held, said: bytes | None) -> None:
+        with open(held.folder / "supervisor.log", "w") as output:
             try:
                 held.child = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", SUPERVISOR, str(folder)],
-                    stdin=subprocess.PIPE if launch.get("prepare") else subprocess.DEVNULL,
+                    [sys.executable, "-I", "-S", "-c", SUPERVISOR, str(held.folder)],
+                    stdin=subprocess.DEVNULL if said is None else subprocess.PIPE,
                     stdout=output,
                     stderr=output,
                     cwd="/",
@@ -144,10 +175,9 @@ class Runs:
                 )
             except OSError as error:
                 output.write(f"cannot start a process: {error.strerror}\n")  # a lost run, to be settled
-        if held.child is not None and held.child.stdin is not None:
+        if held.child is not None and held.child.stdin is not None and said is not None:
             with contextlib.suppress(BrokenPipeError), held.child.stdin as pipe:
-                pipe.write(json.dumps(dict(credentials or {})).encode())
-        log.info("started attempt %s: %s", attempt, launch["argv"][0])
+                pipe.write(said)
 
     def stop(self, attempt: str, stop: Stop, message: str) -> None:
         """Ask the supervisor to stop its ranks. One that has not claimed its run yet finds the record when it does."""
@@ -164,6 +194,8 @@ class Runs:
         held = self._held[attempt]
         if held.child is not None:
             held.child.kill()
+        if held.forked is not None:
+            procfs.send_signal(*held.forked, signal.SIGKILL)
         self._signal(held, signal.SIGKILL)
 
     def settle(self, attempt: str) -> None:
@@ -236,10 +268,13 @@ class Runs:
         return groups if path is None or path in {group.path for group in groups} else [*groups, Group(path)]
 
     def forget(self, attempt: str) -> None:
-        """Delete everything of it."""
-        del self._held[attempt]
+        """Delete everything of it. What it ran will likely be run again: now that nobody waits for it, a starter is
+        made for that."""
+        launch = self._held.pop(attempt).launch
         self._journal.delete(attempt)
         log.info("forgot attempt %s", attempt)
+        if self._starters is not None and launch.get("starter"):
+            self._starters.warm(_starter_key(launch))
 
     def _look(self, attempt: str, held: _Held) -> Run:
         alive = self._lives(held)
@@ -273,6 +308,8 @@ class Runs:
 
     def _lives(self, held: _Held) -> bool:
         if held.child is not None and held.child.poll() is None:
+            return True
+        if held.forked is not None and procfs.is_alive(*held.forked):
             return True
         if held.claim is None or held.launch["boot_id"] != self._boot_id:
             return False
@@ -310,6 +347,10 @@ def _phase(held: _Held, *, alive: bool) -> Phase:
     if not alive:
         return Phase.LOST
     return Phase.RUNNING if held.started else Phase.STARTING
+
+
+def _starter_key(launch: dict) -> tuple[str, str]:
+    return launch["starter"]["user"], launch["starter"]["threads"]
 
 
 def _stop_in(folder: Path) -> Stop | None:

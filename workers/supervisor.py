@@ -160,9 +160,11 @@ def describe_start_error(program: str, error: OSError) -> str:
 class Supervisor:
     """One member of an attempt, from its claim to its exit record."""
 
-    def __init__(self, folder: str, launch: dict) -> None:
+    def __init__(self, folder: str, launch: dict, image=None) -> None:
+        """`image` is the `starter.Image` that this process is forked from, if it is."""
         self.folder = folder
         self.launch = launch
+        self.image = image
         self.ranks: dict[int, int] = {}  # pid -> rank, while it runs
         self.codes: dict[int, int] = {}  # rank -> exit code
         self.failed: int | None = None  # the rank that failed first
@@ -311,19 +313,23 @@ class Supervisor:
         for pipe, name in ((out, "stdout"), (err, "stderr")):
             self._keep_output(pipe, f"rank-{rank}.{name}")
         try:
-            pid = os.posix_spawn(
-                program,
-                argv,
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, out_end, 1),
-                    (os.POSIX_SPAWN_DUP2, err_end, 2),
-                ],
-                setpgroup=0,
-                setsigmask=[],
-                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP],
-            )
+            # Without a control group a process is known by the environment that it was executed with.
+            if self.image and self.group and self.image.fits(argv, environment):
+                pid = self.image.fork(argv, environment, out_end, err_end, self.poll)
+            else:
+                pid = os.posix_spawn(
+                    program,
+                    argv,
+                    environment,
+                    file_actions=[
+                        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                        (os.POSIX_SPAWN_DUP2, out_end, 1),
+                        (os.POSIX_SPAWN_DUP2, err_end, 2),
+                    ],
+                    setpgroup=0,
+                    setsigmask=[],
+                    setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP],
+                )
         finally:
             os.close(out_end)
             os.close(err_end)
@@ -566,12 +572,12 @@ def describe_end(rank: int, code: int) -> str:
     return f"rank {rank} was ended by {name}, which Ergon did not send{hint}"
 
 
-def main(folder: str) -> None:
-    """Run the member whose launch record lies in `folder`, an absolute path."""
+def main(folder: str, image=None) -> None:
+    """Run the member whose launch record lies in `folder`, an absolute path; `image` as for `Supervisor`."""
     launch = files.read_record(os.path.join(folder, "launch.json"))
     assert launch is not None, "the agent writes it before it starts this process"
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    supervisor = Supervisor(folder, launch)
+    supervisor = Supervisor(folder, launch, image)
     me = procfs.read_process(os.getpid())
     assert me is not None
     # Whoever creates the claim decides: this process to run, or an agent that lost track to never let it start.

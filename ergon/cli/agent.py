@@ -55,6 +55,10 @@ def agent(
         int | None,
         typer.Option(parser=parse_size, metavar="SIZE", help="What a job may write on this node, such as 50GiB."),
     ] = None,
+    starters: Annotated[
+        int | None,
+        typer.Option(min=0, max=64, help="Processes that keep torch imported for those who ran scripts before; 2."),
+    ] = None,
     state_dir: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for the credential and what must survive a restart.")
     ] = None,
@@ -104,6 +108,7 @@ def agent(
         "--address": address,
         "--interface": interface,
         "--disk-per-job": str(disk_per_job) if disk_per_job else None,
+        "--starters": None if starters is None else str(starters),
         "--checkpoint-dir": str(checkpoint_dir.absolute()) if checkpoint_dir else None,
         "--health-check": str(health_check.absolute()) if health_check else None,
         "--health-every": str(health_every) if health_every else None,

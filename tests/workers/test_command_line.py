@@ -23,6 +23,7 @@ def arguments(tmp_path):
         (["--cpu-slots", "0"], "offer nothing"),
         (["--memory", "-1"], "--memory"),
         (["--disk-per-job", "0"], "--disk-per-job"),
+        (["--starters", "-1"], "--starters"),
         (["--health-check", "/etc/passwd"], "--health-check"),
         (["--health-every", "0"], "--health-every"),
         (["--label", "rack"], "KEY=VALUE"),

@@ -66,6 +66,68 @@ def grant(service, tmp_path):
     service.grant(builders.assignment(A1, command=["sh", "-c", f"echo start >> {tmp_path}/starts"]))
 
 
+def in_starter(patch):
+    """Code for the agent that has a small starter ready from the first, which runs `patch` before it serves."""
+    begin = f"{DIE}{patch}\nstarter.WARM_MODULES = ('json',)\nstarter.main("
+    return (
+        "from workers import starters\n"
+        f"starters.CODE = starters.CODE.replace('starter.main(', {begin!r})\n"
+        "class Warm(starters.Starters):\n"
+        "    def __init__(self, most):\n"
+        "        super().__init__(most)\n"
+        "        self.warm(('ann', '1'))\n"
+        "        first = self._held['ann', '1']\n"
+        "        first._is_ready = first._hear(60.0) == starters.READY\n"
+        "from workers import __main__ as whole\nwhole.Starters = Warm\n"
+    )
+
+
+ANSWER = "send = socket.socket.send\nsocket.socket.send = lambda me, data: die() if data[0] == 123 else send(me, data)"
+STARTER_POINTS = {
+    "agent: after the fork": (
+        "ask = starters.Starter.supervise\nstarters.Starter.supervise = lambda *a: (ask(*a), die())",
+        "",
+        (SPARED, ["forked"]),
+    ),
+    "starter: before the fork": ("", "os.fork = die", (SPARED, ["executed"])),
+    "starter: instead of the fork it stops": (
+        "",
+        "os.fork = lambda: os.kill(os.getpid(), signal.SIGSTOP)",
+        (SPARED, ["executed"]),
+    ),
+    "starter: after the fork": ("", f"import socket\n{ANSWER}", (SPARED, None)),
+    "supervisor: before the claim": ("", SUPERVISOR_POINTS["before the claim"][0], (UNKNOWN, [])),
+    "supervisor: after the claim": ("", SUPERVISOR_POINTS["after the claim"][0], (UNKNOWN, [])),
+    "supervisor: after the fork": (
+        "",
+        "fork = starter.Image.fork\nstarter.Image.fork = lambda *a: (fork(*a), die())",
+        (UNKNOWN, None),
+    ),
+    "supervisor: before the end is on record": (
+        "",
+        SUPERVISOR_POINTS["before the end is on record"][0],
+        (UNKNOWN, ["forked"]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("patch", "starter", "expected"), STARTER_POINTS.values(), ids=STARTER_POINTS)
+def test_nothing_starts_twice_where_ranks_are_forked(service, agent, tmp_path, patch, starter, expected):
+    script = tmp_path / "train.py"
+    how = "'forked' if 'starter.main' in open('/proc/self/cmdline').read() else 'executed'"
+    script.write_text(f"open({str(tmp_path / 'starts')!r}, 'a').write({how} + '\\n')")
+    service.grant(builders.assignment(A1, command=["python", str(script)]))
+    first = agent(patch=in_starter(starter) + DIE + patch)
+    if patch:
+        assert first.process.wait(timeout=60) == -9
+        agent().wait_ready()
+    report = service.wait_forgotten(A1)
+    path = tmp_path / "starts"
+    started = path.read_text().split() if path.exists() else []
+    assert (report.reason, report.clean) == (expected[0], True)
+    assert len(started) <= 1 if expected[1] is None else started == expected[1]
+
+
 @pytest.mark.parametrize(("patch", "reason", "expected"), AGENT_POINTS.values(), ids=AGENT_POINTS)
 def test_an_agent_that_dies_starts_nothing_twice(service, agent, tmp_path, patch, reason, expected):
     grant(service, tmp_path)

@@ -236,3 +236,24 @@ def test_in_a_container_the_image_says_what_python_and_path_are():
     limits = {name: launch["container"][name] for name in ("cpus", "memory_bytes", "gpus")}
     assert limits == {"cpus": 1.5, "memory_bytes": 500, "gpus": ["GPU-a", "GPU-b"]}
     assert launch["prepare"]["env"]["DOCKER_HOST"] == "unix:///d"
+
+
+def test_what_a_starter_must_be_made_for():
+    def starter(**changes):
+        return record(assignment(**{"command": ["python", "x.py"], "user": "ann"} | changes))["starter"]
+
+    assert starter() == starter(env={"LR": "0.1"}) == {"user": "ann", "threads": "1"}
+    assert starter(user="bob", cpu_cores=4.0) == starter(user="bob", env={"OMP_NUM_THREADS": "4"})
+    assert starter(command=["python", "-m", "x"]) == starter(memory_bytes=1 << 30) == starter()
+    executed = [
+        {"command": ["sh", "x.py"]},
+        {"command": ["python", "-u", "x.py"]},
+        {"python": "/opt/py"},
+        {"requirements": "r.txt", "code": "0" * 64},
+        {"image": "ubuntu"},
+        {"env": {"PYTHONPATH": "/x"}},
+        {"env": {"OMP_NUM_THREADS": "2,1"}},
+        {"memory_bytes": 1 << 28},
+        {"memory_bytes": 1 << 29, "ranks": 2, "devices": [cpu_slot(0), cpu_slot(1)]},
+    ]
+    assert [starter(**changes) for changes in executed] == [None] * len(executed)
