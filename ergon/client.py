@@ -39,7 +39,7 @@ from protocol.jobs import (
     OutputList,
     PriorityChange,
 )
-from protocol.nodes import DrainRequest, NodePage, NodeView, SwitchOnRequest
+from protocol.nodes import DrainRequest, NodePage, NodeView, PowerBudgetView, SwitchOnRequest
 from protocol.reports import AllocationReport
 from protocol.states import FINAL_JOB_STATES, JobState
 
@@ -289,6 +289,10 @@ class Client:
         """The nodes and who holds their devices."""
         for page in self._pages("/v1/nodes", NodePage, {}):
             yield from page.items
+
+    def power_budgets(self) -> Sequence[PowerBudgetView]:
+        """What groups of nodes may draw, and what they do by the planner's count."""
+        return self._get("/v1/nodes?limit=1", NodePage).power_budgets
 
     def node(self, name: str) -> NodeView:
         """One node."""

@@ -35,6 +35,7 @@ SERVICE_VARIABLES = {
     "ERGON_OVERTAKEN_S": "How long others of its priority may overtake a job; then nodes are kept for it, in s.",
     "ERGON_MOVES_PER_JOB": "Running jobs the planner may move for each job that comes; only those with --may-move.",
     "ERGON_POWER_POOLS": "TOML file that says which nodes are switched off and on, and by which commands.",
+    "ERGON_POWER_BUDGETS": "TOML file that says how many watts groups of nodes may draw together.",
     "ERGON_KEEP_OUTPUT_DAYS": "Days that output and checkpoints of ended jobs are kept; samples and cycles too.",
     "ERGON_KEEP_RECORDS_DAYS": "Days that ended jobs are kept, and what reports are made of.",
     "ERGON_CHECKPOINT_QUOTA_BYTES": "Bytes that the checkpoints of one user's jobs may take in the store.",

@@ -173,6 +173,18 @@ class DrainRequest(Message):
     )
 
 
+class PowerBudgetView(View):
+    """What a group of nodes may draw, and what it does by the planner's count."""
+
+    name: str
+    limit_w: float = Field(description="What its nodes may draw together in W.")
+    planned_w: float = Field(
+        description="What they draw in W, as the planner counts: base draw, boots, and the jobs that hold devices."
+    )
+    nodes: int = Field(description="How many nodes count towards it.")
+
+
 class NodePage(View):
     items: list[NodeView]
     next: str | None = None
+    power_budgets: list[PowerBudgetView] = Field(default=[], description="All of the cluster, on every page.")

@@ -20,6 +20,9 @@ from scheduler.feasibility import Room, can_contain, fits, free_room, takes_work
 from scheduler.plan import Placement, Reason
 from scheduler.problem import WHOLE_DEVICE, Job, Node, PowerBudget, Problem, Shape
 
+NEVER_WITHIN_BUDGET = "never_within_budget"
+"""Code of the reason of a job that a budget will never let start, as things are."""
+
 MOST_STEPS = 1_000
 """Steps in the search for nodes on which a gang keeps within budgets that overlap in part, at most."""
 
@@ -255,8 +258,22 @@ class Never:
                     f"off, and the job needs {in_watts(need)} W there: it can never start; ask for less, or have the "
                     f"budget raised"
                 )
-                reasons.append(Reason(code="never_within_budget", message=message))
+                reasons.append(Reason(code=NEVER_WITHIN_BUDGET, message=message))
         return tuple(dict.fromkeys(reasons))
+
+
+def boots_within(problem: Problem, placements: Sequence[Placement], names: Sequence[str]) -> list[str]:
+    """Which of these nodes, which are off, the budgets let boot one after the other, once the placements started."""
+    after = _after(problem, placements)
+    nodes = {node.id: node for node in after.nodes}
+    headroom = Headroom(limits(after))
+    found: list[str] = []
+    for name in names:
+        adds = draw_of(nodes[name]).adds(0)
+        if headroom.pick([(name, adds)], 1):
+            headroom.take(name, adds)
+            found.append(name)
+    return found
 
 
 def in_watts(milliwatts: int) -> str:

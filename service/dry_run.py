@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from protocol.batch import DryRunItem, DryRunView
 from protocol.jobs import JobSpec, VerdictView
+from scheduler.budgets import Ceilings
 from scheduler.candidates import find_candidates, pools, to_placements
 from scheduler.feasibility import survey, why_impossible, why_not_now
 from scheduler.first_fit import first_fit
@@ -23,7 +24,7 @@ from service import run_times, submission, verdicts
 from service.auth import Person
 from service.cycle.problem import planned_job, put_off_of, read_problem, verdict_view
 from service.dependencies import Waits
-from service.power_pools import PowerPool
+from service.power_budgets import PowerRules
 from service.tariffs import PutOff, Tariff
 
 LAST = 2**62
@@ -51,7 +52,7 @@ def read(
     queues: Sequence[str],
     pue: float,
     overtaken_s: float,
-    pools: Sequence[PowerPool],
+    power: PowerRules,
     tariff: Tariff,
     now: datetime,
 ) -> DryRun:
@@ -61,7 +62,7 @@ def read(
     """
     prefixes = [f"jobs.{index}." for index in range(len(specs))]
     waits = submission.check(tx, person, specs, prefixes=prefixes, queues=queues, lock=False)
-    problem, _ = read_problem(tx, pue=pue, overtaken_s=overtaken_s, now=now, pools=pools, tariff=tariff)
+    problem, _ = read_problem(tx, pue=pue, overtaken_s=overtaken_s, now=now, power=power, tariff=tariff)
     works = [(person.id, run_times.signature(spec)) for spec in specs]
     times = run_times.read(tx, works)
     asked = [
@@ -78,6 +79,7 @@ def weigh(run: DryRun) -> DryRunView:
     """Which of the jobs would start now, and why the others would not. Needs no database."""
     validate(run.problem)
     placements = {placement.job: placement for placement in _placements(run.problem)}
+    ceilings = Ceilings(run.problem, tuple(placements.values()))
     rooms, kept = survey(run.problem.nodes), Kept(run.problem)
     items: list[DryRunItem] = []
     for spec, wait, job, later in zip(run.specs, run.waits, run.jobs, run.later, strict=True):
@@ -92,7 +94,7 @@ def weigh(run: DryRun) -> DryRunView:
             view = VerdictView(outcome="waiting", reasons=[verdicts.cheaper_later(later)])
             items.append(DryRunItem(spec=spec, verdict=view))
         else:
-            reasons = kept.why(job, rooms.free) or why_not_now(job, rooms, len(placements))
+            reasons = kept.why(job, rooms.free) or ceilings.why(job) or why_not_now(job, rooms, len(placements))
             items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.WAITING, reasons=reasons)))
     return DryRunView(items=items)
 

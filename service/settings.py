@@ -12,6 +12,7 @@ from protocol.base import Name
 from protocol.environment import PREFIX, SERVICE_VARIABLES, unknown_variables
 from protocol.faults import in_words
 from scheduler.reserve import OVERTAKEN_S
+from service.power_budgets import GroupBudget, PowerRules, read_budgets, unknown_pool
 from service.power_pools import PowerPool, read_pools
 
 
@@ -33,6 +34,10 @@ def _split(value: object) -> object:
 
 def _read_pools(value: object) -> object:
     return read_pools(Path(value)) if isinstance(value, str) else value
+
+
+def _read_budgets(value: object) -> object:
+    return read_budgets(Path(value)) if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -61,6 +66,7 @@ class Settings(BaseModel):
     overtaken_s: float = Field(default=OVERTAKEN_S, ge=0.0, le=31_536_000.0)
     moves_per_job: float = Field(default=0.1, ge=0.0, le=100.0)
     power_pools: Annotated[tuple[PowerPool, ...], BeforeValidator(_read_pools)] = ()
+    power_budgets: Annotated[tuple[GroupBudget, ...], BeforeValidator(_read_budgets)] = ()
     keep_output_days: float = Field(default=30.0, gt=0.0, le=36_500.0)
     keep_records_days: float = Field(default=400.0, gt=0.0, le=36_500.0)
     checkpoint_quota_bytes: int = Field(default=1 << 40, ge=0, le=1 << 60)
@@ -92,6 +98,17 @@ class Settings(BaseModel):
         if self.keep_records_days < self.keep_output_days:
             raise ValueError("ERGON_KEEP_RECORDS_DAYS must not be less than ERGON_KEEP_OUTPUT_DAYS")
         return self
+
+    @model_validator(mode="after")
+    def _budgets_name_pools(self) -> Self:
+        if fault := unknown_pool(self.power_budgets, self.power_pools):
+            raise ValueError(fault)
+        return self
+
+    @property
+    def power(self) -> PowerRules:
+        """Which nodes are switched, and what groups of nodes may draw."""
+        return PowerRules(pools=self.power_pools, budgets=self.power_budgets)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:

@@ -12,11 +12,13 @@ from protocol.batch import BatchItem, BatchView
 from protocol.errors import FieldError
 from protocol.jobs import MAX_BATCH, JobSpec, JobView, Reason, VerdictView
 from protocol.states import FINAL_JOB_STATES, JobState
+from scheduler.budgets import NEVER_WITHIN_BUDGET
 from service import archives, dependencies, jobs, run_times, verdicts
 from service.auth import Person
 from service.cycle.problem import why_never
 from service.db import Record, notify
 from service.ids import NewId
+from service.power_budgets import NO_RULES, PowerRules
 from service.refusals import IdempotencyMismatch, Impossible, Invalid, NotEnded
 from service.store import arrays as array_store
 from service.store import dependencies as dependency_store
@@ -45,6 +47,7 @@ def submit(
     *,
     key: str | None,
     queues: Sequence[str],
+    power: PowerRules = NO_RULES,
     now: datetime,
     new_id: NewId,
 ) -> tuple[JobView, bool]:
@@ -63,7 +66,7 @@ def submit(
     if known := _known(tx, person, key, request_hash):
         return jobs.get(tx, person, known[0]), False
     source = Source(owner_id=person.id, person=person)
-    items = _take(tx, source, [spec], prefixes=[""], queues=queues, now=now, new_id=new_id)
+    items = _take(tx, source, [spec], prefixes=[""], queues=queues, power=power, now=now, new_id=new_id)
     job_id = store.first_job(tx, items[0].id) if spec.array else items[0].id
     _keep(tx, person, key, request_hash, [job_id], now)
     return jobs.get(tx, person, job_id), True
@@ -76,6 +79,7 @@ def submit_many(
     *,
     key: str | None,
     queues: Sequence[str],
+    power: PowerRules = NO_RULES,
     now: datetime,
     new_id: NewId,
 ) -> tuple[BatchView, bool]:
@@ -91,7 +95,7 @@ def submit_many(
         ), False
     source = Source(owner_id=person.id, person=person)
     prefixes = [f"jobs.{index}." for index in range(len(specs))]
-    items = _take(tx, source, specs, prefixes=prefixes, queues=queues, now=now, new_id=new_id)
+    items = _take(tx, source, specs, prefixes=prefixes, queues=queues, power=power, now=now, new_id=new_id)
     _keep(tx, person, key, request_hash, [item.id for item in items], now)
     return BatchView(items=items), True
 
@@ -103,6 +107,7 @@ def resubmit(
     *,
     key: str | None,
     queues: Sequence[str],
+    power: PowerRules = NO_RULES,
     now: datetime,
     new_id: NewId,
 ) -> tuple[JobView, bool]:
@@ -131,7 +136,7 @@ def resubmit(
         }
     )
     source = Source(owner_id=origin.user_id, person=person, origin=origin)
-    (item,) = _take(tx, source, [spec], prefixes=[""], queues=queues, now=now, new_id=new_id)
+    (item,) = _take(tx, source, [spec], prefixes=[""], queues=queues, power=power, now=now, new_id=new_id)
     _keep(tx, person, key, request_hash, [item.id], now)
     return jobs.get(tx, person, item.id), True
 
@@ -180,12 +185,13 @@ def _take(
     *,
     prefixes: Sequence[str],
     queues: Sequence[str],
+    power: PowerRules,
     now: datetime,
     new_id: NewId,
 ) -> list[BatchItem]:
     waits = check(tx, source.person, specs, prefixes=prefixes, queues=queues, lock=True)
     _check_code(tx, source.owner_id, specs, prefixes=prefixes)
-    nevers = why_never(tx, specs)
+    nevers = why_never(tx, specs, power)
     refused = [
         FieldError(field=f"{prefix}require_feasible", message="; ".join(reason.message for reason in never))
         for spec, prefix, never in zip(specs, prefixes, nevers, strict=True)
@@ -251,7 +257,7 @@ def _check_code(tx: Connection, owner_id: str, specs: Sequence[JobSpec], *, pref
 
 def _verdicts(spec: JobSpec, wait: dependencies.Waits, never: Sequence[Reason]) -> tuple[VerdictView, VerdictView]:
     """The first word on the job; and on those of an array that are beyond its limit."""
-    outcome = "impossible" if never else "waiting"
+    outcome = "impossible" if any(reason.code != NEVER_WITHIN_BUDGET for reason in never) else "waiting"
     reasons = [*never, *([wait.reason] if wait.open else [])]
     first = VerdictView(outcome=outcome, reasons=reasons or [verdicts.NOT_WEIGHED_YET])
     if spec.array is None or spec.array.limit is None:

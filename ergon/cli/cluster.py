@@ -13,7 +13,7 @@ from ergon.cli.units import parse_time, show_duration, show_size
 from ergon.client import Client
 from ergon.errors import ErgonError
 from protocol.cycles import CycleDetail
-from protocol.nodes import NodeView
+from protocol.nodes import NodeView, PowerBudgetView
 from protocol.reports import AllocationReport, PlanSummary
 
 NEWEST = 20
@@ -27,18 +27,30 @@ def nodes(as_json: Json = False) -> None:
             write_json_lines(found)
             return
         rows = [_row(node) for node in found]
+        budgets = client.power_budgets()
     if not rows:
         note("no nodes; a node joins when its agent starts (`ergon up` starts local ones)")
         return
     table(
         ("NODE", "STATE", "DEVICES", ">HELD", ">CORES", ">MEMORY", "LIMITS", "CONTAINERS", ">BASE W", "LAST SEEN"), rows
     )
+    if budgets:
+        line("")
+        table(
+            ("POWER BUDGET", ">NODES", ">DRAW W", ">LIMIT W", ">FREE W"),
+            [(budget.name, str(budget.nodes), *(f"{watts:.0f}" for watts in _watts(budget))) for budget in budgets],
+        )
     for node in found:
         if node.power_fault:
             note(f"{node.name} could not be switched: {node.power_fault}")
         for device in node.devices:
             if device.reason:
                 note(f"{node.name}: {device.kind} {device.index} ({device.id}) is {device.condition}: {device.reason}")
+
+
+def _watts(budget: PowerBudgetView) -> tuple[float, float, float]:
+    """What it draws, what it may, and the rest."""
+    return budget.planned_w, budget.limit_w, max(0.0, budget.limit_w - budget.planned_w)
 
 
 def _row(node: NodeView) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ READY_S = 60.0
 COMMAND_S = 120.0
 STOP_S = 45.0
 """Longer than the 30 s that the service gives its database."""
-FILE_VARIABLES = ("ERGON_TLS_CERT", "ERGON_TLS_KEY", "ERGON_CA", "ERGON_POWER_POOLS")
+FILE_VARIABLES = ("ERGON_TLS_CERT", "ERGON_TLS_KEY", "ERGON_CA", "ERGON_POWER_POOLS", "ERGON_POWER_BUDGETS")
 """They name files."""
 
 

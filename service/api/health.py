@@ -1,5 +1,6 @@
 """Routes for machines that watch: liveness, readiness, metrics. And what is listening here."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
 
 from fastapi import APIRouter, Response
@@ -13,6 +14,7 @@ from protocol.version import PROTOCOL_VERSION
 from service.alarms import Alarm
 from service.api.deps import PartsDep, PersonDep
 from service.api.errors import ANYWHERE, PUBLIC_RESPONSES, RESPONSES, refused
+from service.cycle.problem import budget_use
 from service.db import snapshot
 from service.refusals import Unavailable
 from service.store import alarms as alarm_store
@@ -64,6 +66,7 @@ def metrics(parts: PartsDep, person: PersonDep) -> Response:
         cycles = cycle_store.list_cycles(tx, before=None, limit=1)
         alarms = alarm_store.count_by_kind(tx)
         leader = cycle_store.read_leadership(tx)
+        budgets = budget_use(tx, parts.settings.power, parts.now())
     registry = CollectorRegistry()
     _gauge(registry, "ergon_jobs", "Jobs by state.", "state", jobs)
     _gauge(registry, "ergon_nodes", "Nodes by state, or by power state while they are not on.", "state", nodes)
@@ -78,6 +81,10 @@ def metrics(parts: PartsDep, person: PersonDep) -> Response:
         "kind",
         dict.fromkeys(Alarm, 0) | alarms,
     )
+    limits_w = {budget.name: budget.limit_w for budget in budgets}
+    _gauge(registry, "ergon_power_budget_watts", "What a group of nodes may draw, by budget.", "budget", limits_w)
+    draws_w = {budget.name: budget.planned_w for budget in budgets}
+    _gauge(registry, "ergon_power_draw_watts", "What it draws by the planner's count, by budget.", "budget", draws_w)
     renewals = Gauge("ergon_cycle_renewals", "How often a leader has said that it leads.", registry=registry)
     renewals.set(leader.renewals if leader else 0)
     if cycles:
@@ -88,7 +95,7 @@ def metrics(parts: PartsDep, person: PersonDep) -> Response:
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _gauge(registry: CollectorRegistry, name: str, text: str, label: str, values: dict[str, int]) -> None:
+def _gauge(registry: CollectorRegistry, name: str, text: str, label: str, values: Mapping[str, float]) -> None:
     gauge = Gauge(name, text, [label], registry=registry)
     for value, count in values.items():
         gauge.labels(value).set(count)

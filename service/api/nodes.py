@@ -8,6 +8,7 @@ from protocol.nodes import DrainRequest, NodePage, NodeView, SwitchOnRequest
 from service import maintenance, nodes
 from service.api.deps import AdminDep, PartsDep, PersonDep
 from service.api.errors import RESPONSES, refused
+from service.cycle.problem import budget_use
 from service.refusals import NodeHeard, NotSwitchable, UnknownNode
 
 router = APIRouter(prefix="/v1/nodes", tags=["nodes"], responses=RESPONSES)
@@ -23,9 +24,12 @@ def list_nodes(
     limit: Annotated[int, Query(ge=1, le=500, description="Items on a page.")] = 100,
     cursor: Cursor = "",
 ) -> NodePage:
-    """Nodes by name, with their devices and the jobs that hold them. A user sees the ids of own jobs only."""
+    """Nodes by name, with their devices and the jobs that hold them, and the power budgets. A user sees the ids of own
+    jobs only.
+    """
     with parts.engine.begin() as tx:
-        return nodes.list_page(tx, person, after=cursor, limit=limit)
+        page = nodes.list_page(tx, person, after=cursor, limit=limit)
+        return page.model_copy(update={"power_budgets": budget_use(tx, parts.settings.power, parts.now())})
 
 
 @router.get("/{name}", responses=refused(UnknownNode))

@@ -58,7 +58,7 @@ def try_out(request: DryRunRequest, parts: PartsDep, person: PersonDep) -> DryRu
             queues=parts.settings.queues,
             pue=parts.settings.pue,
             overtaken_s=parts.settings.overtaken_s,
-            pools=parts.settings.power_pools,
+            power=parts.settings.power,
             tariff=parts.tariffs.current(),
             now=parts.now(),
         )
@@ -85,7 +85,14 @@ def _take(
     def once() -> tuple[Taken, bool]:
         with parts.engine.begin() as tx:
             return use_case(
-                tx, person, what, key=key, queues=parts.settings.queues, now=parts.now(), new_id=parts.new_id
+                tx,
+                person,
+                what,
+                key=key,
+                queues=parts.settings.queues,
+                power=parts.settings.power,
+                now=parts.now(),
+                new_id=parts.new_id,
             )
 
     try:

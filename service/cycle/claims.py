@@ -69,17 +69,20 @@ class Allowance:
 
 
 def without(nodes: Sequence[Node], claims: Sequence[Claim]) -> tuple[Node, ...]:
-    """The nodes less what is claimed. What is claimed and not free yet counts once."""
+    """The nodes less what is claimed. What is claimed and not free yet counts once, but for what it draws."""
     devices: Counter[str] = Counter()
     millicores: Counter[str] = Counter()
     memory: Counter[str] = Counter()
     busy_s: dict[str, float] = {}
+    busy_w: dict[str, float] = {}
     for claim in claims:
         for member in claim.placement.members:
             devices.update(dict.fromkeys(member.devices, claim.shape.share))
             millicores[member.node] += claim.shape.millicores
             memory[member.node] += claim.shape.memory_bytes
             busy_s[member.node] = max(busy_s.get(member.node, 0.0), claim.shape.run_s)
+            adds_w = len(member.devices) * claim.shape.active_w
+            busy_w[member.node] = busy_w.get(member.node, 0.0) + adds_w
     return tuple(
         replace(
             node,
@@ -87,6 +90,7 @@ def without(nodes: Sequence[Node], claims: Sequence[Claim]) -> tuple[Node, ...]:
             free_memory_bytes=max(0, node.free_memory_bytes - memory[node.id]),
             devices=tuple(replace(device, free=max(0, device.free - devices[device.id])) for device in node.devices),
             busy_s=max(node.busy_s, busy_s[node.id]),
+            busy_w=node.busy_w + busy_w[node.id],
         )
         if node.id in millicores
         else node

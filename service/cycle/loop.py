@@ -226,7 +226,7 @@ class Cycle:
                 quiet=self._silence.quiet,
                 now=at,
                 claims=self._claims,
-                pools=self._settings.power_pools,
+                power=self._settings.power,
                 tariff=self._tariffs.current(),
             )
             spares = read_spares(tx, problem, self._settings.power_pools, now=at)
@@ -247,7 +247,7 @@ class Cycle:
             with self._engine.begin() as tx:
                 run_times.learn_kinds(tx)
         if not problem.jobs and not may_go(spares, at):
-            self._switching.boot(to_warm_up(problem, spares, self._settings.power_pools), term)
+            self._switching.boot(to_warm_up(problem, (), spares, self._settings.power_pools), term)
             return
         # 3. Say what is expected to come, what a boot is worth and how many jobs may move, and solve in the child.
         solve_started_s = time.perf_counter()
@@ -358,8 +358,8 @@ class Cycle:
         kept = problem.reservation.nodes if problem.reservation else ()
         off = ({step.node for step in plan.power_steps if not step.on} & may_go(left, at)).difference(kept)
         self._switching.switch_off(sorted(off), term)
-        short = to_warm_up(problem, left, self._settings.power_pools)
-        self._switching.boot([name for name in short if name not in used], term)
+        short = to_warm_up(problem, plan.placements, left, self._settings.power_pools)
+        self._switching.boot(short, term)
 
     def _move(self, problem: Problem, plan: Plan, seen: Seen, late: Mapping[str, Reason], term: int) -> None:
         """Stop the jobs that move, and note where they and those that they make room for go on."""

@@ -61,8 +61,8 @@ def read_past(tx: Connection, problem: Problem) -> Past | None:
 
 
 def foresees(problem: Problem) -> bool:
-    """Whether the planner knows what to do with an outlook and with moves on these nodes."""
-    return not any(node.can_switch or has_several_kinds(node) for node in problem.nodes)
+    """Whether the planner knows what to do with an outlook and with moves here: not under power budgets."""
+    return not problem.budgets and not any(node.can_switch or has_several_kinds(node) for node in problem.nodes)
 
 
 def _wanted(spec: JobSpec, problem: Problem) -> tuple[Shape, ...]:

@@ -8,11 +8,13 @@ from typing import Literal
 from sqlalchemy import Connection
 
 from protocol.jobs import JobSpec, Reason, VerdictView
+from protocol.nodes import PowerBudgetView
 from protocol.states import JobState, NodeState, PowerState
+from scheduler.budgets import Never, drawn_mw
 from scheduler.feasibility import total_room, why_impossible
 from scheduler.plan import Outcome, Verdict
 from scheduler.plan import Reason as PlanReason
-from scheduler.power import InstalledDevice, Inventory, boots_in, default_wait_w, node_power
+from scheduler.power import InstalledDevice, Inventory, active_w, boots_in, default_wait_w, node_power
 from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, Problem, Shape
 from scheduler.reserve import reserve
 from scheduler.runtimes import SHORTEST_RUN_S
@@ -21,6 +23,7 @@ from service.cycle.claims import PATIENCE_S, Claim, without
 from service.cycle.running import read_running
 from service.cycle.shapes import shapes_of
 from service.db import Record
+from service.power_budgets import NO_RULES, PowerRules
 from service.power_pools import PowerPool, pool_of
 from service.run_times import RunTimes, Work
 from service.store import attempts as attempt_store
@@ -71,7 +74,7 @@ def read_problem(
     now: datetime,
     quiet: Collection[str] = frozenset(),
     claims: Sequence[Claim] = (),
-    pools: Sequence[PowerPool] = (),
+    power: PowerRules = NO_RULES,
     tariff: Tariff = NO_TARIFF,
 ) -> tuple[Problem, Seen]:
     """The planner's input, and the versions it stands for. `tx` must be one snapshot.
@@ -80,14 +83,14 @@ def read_problem(
         overtaken_s: how long others may overtake a job. The first in line that has waited longer gets a reservation.
         quiet: nodes that are ready but were not heard lately; nothing new goes there.
         claims: places that are given already. Their jobs are not part of the problem, but of what was seen.
-        pools: nodes that can be switched.
+        power: nodes that can be switched, and what groups of nodes may draw.
         tariff: what energy costs, for jobs that may wait.
     """
     node_rows = node_store.list_nodes(tx)
     job_rows = job_store.list_queued(tx, MAX_PENDING, now=now)
     held_rows = attempt_store.held_work(tx)
     times = run_times.read(tx, [(row.user_id, row.signature) for row in (*job_rows, *held_rows)])
-    nodes = _nodes(tx, node_rows, held_rows, times, now, quiet, pools)
+    nodes = _nodes(tx, node_rows, held_rows, times, now, quiet, power.pools)
     claimed = {claim.job for claim in claims}
     jobs = {row.id: _job(row, nodes, times) for row in job_rows if row.id not in claimed}
     later = {
@@ -97,7 +100,10 @@ def read_problem(
         if (found := put_off_of(JobSpec.model_validate(row.spec), jobs[row.id].shapes, row.submitted_at, tariff, now))
     }
     problem = Problem(
-        nodes=without(nodes, claims), jobs=tuple(job for job in jobs.values() if job.id not in later), pue=pue
+        nodes=without(nodes, claims),
+        jobs=tuple(job for job in jobs.values() if job.id not in later),
+        pue=pue,
+        budgets=power.of({row.id: row.labels for row in node_rows}),
     )
     overtaken = {row.id for row in job_rows if (now - row.submitted_at).total_seconds() > overtaken_s}
     if first := next((job for job in problem.jobs if job.id in overtaken), None):
@@ -142,18 +148,40 @@ def standing(tx: Connection, claims: Sequence[Claim], clock_s: float) -> list[Cl
     ]
 
 
-def why_never(tx: Connection, specs: Sequence[JobSpec]) -> list[tuple[Reason, ...]]:
-    """For each spec: why the present nodes could not run the job even if they were empty; nothing if they could."""
-    nodes = _empty_nodes(tx)
+def why_never(tx: Connection, specs: Sequence[JobSpec], power: PowerRules) -> list[tuple[Reason, ...]]:
+    """For each spec: why the present nodes could not run the job even if they were empty, or why a power budget would
+    not let them; nothing if they could.
+    """
+    rows = node_store.list_nodes(tx)
+    nodes = _empty_nodes(tx, rows, power.pools)
     room = total_room(nodes)
+    budgets = Never(nodes, power.of({row.id: row.labels for row in rows}))
     known: dict[tuple[Shape, ...], tuple[Reason, ...]] = {}
     answers: list[tuple[Reason, ...]] = []
     for spec in specs:
         shapes = shapes_of(spec, nodes, lambda kind: SHORTEST_RUN_S)  # a job can run however long it takes
         if shapes not in known:
-            known[shapes] = tuple(_shown(reason) for reason in why_impossible(shapes, room))
+            reasons = why_impossible(shapes, room) or budgets.why(shapes)
+            known[shapes] = tuple(_shown(reason) for reason in reasons)
         answers.append(known[shapes])
     return answers
+
+
+def budget_use(tx: Connection, power: PowerRules, now: datetime) -> list[PowerBudgetView]:
+    """Every power budget, and what its nodes draw by the planner's count."""
+    if not power.budgets:
+        return []
+    rows = node_store.list_nodes(tx)
+    nodes = {node.id: node for node in _nodes(tx, rows, [], run_times.read(tx, []), now, frozenset(), power.pools)}
+    return [
+        PowerBudgetView(
+            name=budget.name,
+            limit_w=budget.watts,
+            planned_w=drawn_mw(budget, nodes) / 1000,
+            nodes=len(budget.nodes),
+        )
+        for budget in power.of({row.id: row.labels for row in rows})
+    ]
 
 
 def planned_job(spec: JobSpec, nodes: Sequence[Node], times: RunTimes, work: Work, *, job_id: str, order: int) -> Job:
@@ -227,12 +255,12 @@ def _switchable(node: Node, row: Record, pool: PowerPool, boots: int, now: datet
     )
 
 
-def _empty_nodes(tx: Connection) -> tuple[Node, ...]:
-    rows = node_store.list_nodes(tx)
+def _empty_nodes(tx: Connection, rows: Sequence[Record], pools: Sequence[PowerPool]) -> tuple[Node, ...]:
     devices: dict[str, list[Record]] = {}
     for device in node_store.list_devices(tx):
         devices.setdefault(device.node_id, []).append(device)
-    return tuple(_node(row, devices.get(row.id, []), {}, [], 0.0) for row in rows)
+    nodes = (_node(row, devices.get(row.id, []), {}, [], 0.0) for row in rows)
+    return tuple(replace(node, can_switch=pool_of(pools, node.id) is not None) for node in nodes)
 
 
 def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: Sequence[Record], busy_s: float) -> Node:
@@ -251,6 +279,8 @@ def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: S
         open=row.state == NodeState.READY.value and row.power == PowerState.ON.value and _takes_new(row),
         container_fault="" if row.container_runtime else row.container_fault or UNSAID,
         busy_s=busy_s,
+        busy_w=sum(active_w(device.kind) for device in devices if taken.get(device.id)),
+        booting=row.power == PowerState.BOOTING.value,
     )
 
 

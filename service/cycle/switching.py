@@ -8,7 +8,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Engine
 
 from protocol.states import NodeState, PowerState
+from scheduler.budgets import boots_within
 from scheduler.feasibility import is_empty
+from scheduler.plan import Placement
 from scheduler.problem import Problem
 from service import nodes, power
 from service.alarms import Alarm
@@ -255,12 +257,17 @@ def may_go(spares: Sequence[Spare], now: datetime) -> set[str]:
     return going
 
 
-def to_warm_up(problem: Problem, spares: Sequence[Spare], pools: Sequence[PowerPool]) -> list[str]:
-    """Nodes to boot so that every pool has its reserve, those whose boot costs least first."""
+def to_warm_up(
+    problem: Problem, placements: Sequence[Placement], spares: Sequence[Spare], pools: Sequence[PowerPool]
+) -> list[str]:
+    """Nodes to boot so that every pool has its reserve, those whose boot costs least first, as far as the power budgets
+    let them beside what starts. None that work is placed on: those boot anyway.
+    """
+    used = {member.node for placement in placements for member in placement.members}
     names: list[str] = []
     for pool in pools:
         short = pool.warm - sum(spare.pool.name == pool.name for spare in spares)
         off = [node for node in problem.nodes if not node.on and node.open and pool_of(pools, node.id) == pool]
         off.sort(key=lambda node: (node.power.boot_j, node.id))
-        names += [node.id for node in off[: max(0, short)]]
-    return names
+        names += [node.id for node in off[: max(0, short)] if node.id not in used]
+    return boots_within(problem, placements, names)

@@ -2,15 +2,18 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection
 
 from protocol.alarms import AlarmView
 from protocol.jobs import JobView
-from protocol.nodes import NodePage
+from protocol.nodes import NodePage, PowerBudgetView
 from protocol.states import JobState, NodeState, PowerState
 from service import alarms, jobs, nodes, views
 from service.auth import Person
+from service.cycle.problem import budget_use
+from service.power_budgets import PowerRules
 from service.store import jobs as job_store
 from service.store import nodes as node_store
 
@@ -50,6 +53,7 @@ class Overview:
     waiting: Sequence[JobView]
     nodes: NodePage
     alarms: Sequence[AlarmView]
+    budgets: Sequence[PowerBudgetView]
 
     @property
     def count_running(self) -> int:
@@ -60,11 +64,12 @@ class Overview:
         return sum(self.jobs_by_state.get(state, 0) for state in (JobState.QUEUED, JobState.HELD))
 
 
-def overview(tx: Connection, person: Person, *, after: str) -> Overview:
+def overview(tx: Connection, person: Person, *, after: str, power: PowerRules, now: datetime) -> Overview:
     """Read everything the page shows. `tx` must be one snapshot.
 
     Args:
         after: the last node of the page before.
+        power: what groups of nodes may draw.
     """
     own = person.only_jobs_of
     running = jobs.list_page(
@@ -88,6 +93,7 @@ def overview(tx: Connection, person: Person, *, after: str) -> Overview:
         running=running.items,
         waiting=[views.job(row, (), ()) for row in waiting],
         nodes=nodes.list_page(tx, person, after=after, limit=NODES),
+        budgets=budget_use(tx, power, now),
         alarms=alarms.list_page(tx, after="", limit=ALARMS).items,
     )
 

@@ -66,7 +66,7 @@ PageNumber = Annotated[int, Query(ge=1, le=10**6)]
 def show_overview(parts: PartsDep, person: VisitorDep, after: NodeCursor = "") -> Response:
     """What stands idle, what runs, what waits and why, and the nodes."""
     with snapshot(parts.engine) as tx:
-        view = overview(tx, person, after=after)
+        view = overview(tx, person, after=after, power=parts.settings.power, now=parts.now())
     return page("overview.html", now=parts.now(), person=person, view=view, after=after, other_user=OTHER_USER)
 
 

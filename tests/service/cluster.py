@@ -91,6 +91,7 @@ class Cluster:
                 JobSpec.model_validate({"command": ["true"], **spec}),
                 key=None,
                 queues=self.settings.queues,
+                power=self.settings.power,
                 now=self.now,
                 new_id=self.new_id,
             )
@@ -125,6 +126,7 @@ class Cluster:
                 job_id,
                 key=None,
                 queues=self.settings.queues,
+                power=self.settings.power,
                 now=self.now,
                 new_id=self.new_id,
             )

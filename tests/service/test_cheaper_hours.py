@@ -94,7 +94,7 @@ def test_a_dry_run_tells_it(dear_now: Cluster) -> None:
             queues=cluster.settings.queues,
             pue=1.0,
             overtaken_s=600.0,
-            pools=(),
+            power=cluster.settings.power,
             tariff=TariffSource(cluster.settings).current(),
             now=cluster.now,
         )

@@ -36,7 +36,7 @@ def try_out(cluster: Cluster, **spec: object) -> DryRunView:
             queues=cluster.settings.queues,
             pue=1.0,
             overtaken_s=cluster.settings.overtaken_s,
-            pools=cluster.settings.power_pools,
+            power=cluster.settings.power,
             tariff=NO_TARIFF,
             now=cluster.now,
         )
