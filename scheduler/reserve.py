@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from scheduler.budgets import Limit, Never, Offer, draw_of, limits, member_mw, memberships, short
 from scheduler.feasibility import (
     Room,
     can_contain,
@@ -22,6 +23,9 @@ from scheduler.validate import packs
 OVERTAKEN_S = 3600.0
 """How long the first in line may be overtaken, unless somebody says otherwise."""
 
+UNKNOWN_S = 1.0
+"""When there will be watts enough, if that takes nodes that are switched off: nothing else starts until then."""
+
 NAMED = 8
 """Nodes that a reason names."""
 
@@ -32,6 +36,8 @@ def reserve(problem: Problem, job: Job) -> Reservation | None:
 
     Kept are those that are expected to have room for a member of it soonest, in the shape for which the last of them
     has room first. When that is follows from `problem.running`, and for what is not told of there from `Node.busy_s`.
+    Where a power budget leaves too little for it, all nodes of that budget are kept until jobs that run there will have
+    left enough, so that smaller ones do not take every watt that becomes free.
     Without any kept where jobs share devices or need none (`scheduler.validate.packs`). None if the nodes that take
     work could not carry the job even if they were empty.
     """
@@ -39,16 +45,59 @@ def reserve(problem: Problem, job: Job) -> Reservation | None:
     if packs(problem):
         return Reservation(job=job.id)
     releases = _releases(problem.running)
+    watts = _Watts(problem, nodes)
     found: list[tuple[float, tuple[str, ...]]] = []
     for index in possible_shapes(job, total_room(nodes)):
         shape = job.shapes[index]
+        if watts.never(shape):
+            continue
         rooms = sorted((_free_s(node, shape, releases.get(node.id, [])), node.id) for node in nodes)[: shape.members]
         if rooms and math.isfinite(rooms[-1][0]):
-            found.append((rooms[-1][0], tuple(sorted(name for _, name in rooms))))
+            free_s, kept = watts.wait(shape, rooms[-1][0], {name for _, name in rooms})
+            found.append((free_s, tuple(sorted(kept))))
     if not found:
         return None
     free_s, names = min(found)
     return Reservation(job=job.id, nodes=names if free_s > 0 else (), free_s=free_s)
+
+
+class _Watts:
+    """When the power budgets of a problem have room for a job."""
+
+    def __init__(self, problem: Problem, nodes: Sequence[Node]) -> None:
+        self._limits = limits(problem)
+        self._never = Never(problem.nodes, problem.budgets)
+        self._nodes = nodes
+        self._rooms = {node.id: total_room([node])[0] for node in nodes} if self._limits else {}
+        self._running = sorted(problem.running, key=lambda one: one.job.shapes[one.shape].run_s)
+
+    def never(self, shape: Shape) -> bool:
+        """Whether a budget could never let it start."""
+        return bool(self._never.why((shape,)))
+
+    def wait(self, shape: Shape, free_s: float, kept: set[str]) -> tuple[float, set[str]]:
+        """The same, or when the budgets that lack watts have them and the nodes of these too."""
+        of = memberships(self._limits)
+        offers = [
+            Offer(budgets=of.get(node.id, frozenset()), adds=draw_of(node).adds(member_mw(shape)))
+            for node in self._nodes
+            if self._limits and self._rooms[node.id].holds(shape)
+        ]
+        names = {node.id for node in self._nodes}
+        for limit in self._limits:
+            if (lacks := short(offers, shape.members, [limit])) is not None:
+                free_s = max(free_s, self._enough_s(limit, lacks[1] - limit.free))
+                kept |= limit.nodes & names
+        return free_s, kept
+
+    def _enough_s(self, limit: Limit, lack: int) -> float:
+        """When jobs that run will have left so many mW of a budget, in s."""
+        for one in self._running:
+            shape = one.job.shapes[one.shape]
+            lack -= sum(member_mw(shape) for member in one.members if member.node in limit.nodes and not shape.shared)
+            if lack <= 0:
+                return shape.run_s
+        return UNKNOWN_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -355,7 +355,8 @@ class Cycle:
         """Have the nodes switched off that the plan does not need and nobody's reserve is, and reserves filled up."""
         used = {member.node for placement in plan.placements for member in placement.members}
         left = [spare for spare in spares if spare.node not in used]
-        kept = problem.reservation.nodes if problem.reservation else ()
+        # Under power budgets the watts of idle nodes may be what the reservation waits for.
+        kept = problem.reservation.nodes if problem.reservation and not problem.budgets else ()
         off = ({step.node for step in plan.power_steps if not step.on} & may_go(left, at)).difference(kept)
         self._switching.switch_off(sorted(off), term)
         short = to_warm_up(problem, plan.placements, left, self._settings.power_pools)

@@ -26,7 +26,7 @@ from protocol.jobs import (
     Recipe,
     VerdictView,
 )
-from protocol.nodes import DeviceView, NodePage
+from protocol.nodes import DeviceView, NodePage, PowerBudgetView
 from protocol.states import FINAL_JOB_STATES, DeviceCondition, JobState, Role
 from protocol.version import PROTOCOL_VERSION
 from tests.ergon.builders import NOON, a_cycle, a_job, a_node, a_piece, a_point, a_report, an_event
@@ -356,6 +356,15 @@ def test_nodes_shows_what_is_held(service: HttpService, capsys: Captured) -> Non
     head, row = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["NODE", "STATE", "DEVICES", "HELD"]
     assert row.split()[:9] == ["node-1", "ready", "2xcpu", "1/2", "2", "8.0GiB", "?", "-", "40"]
+
+
+def test_nodes_shows_power_budgets_below(service: HttpService, capsys: Captured) -> None:
+    budget = PowerBudgetView(name="rack-7", limit_w=22_000.0, planned_w=20_500.0, nodes=4)
+    service.answer("GET /v1/nodes", NodePage(items=[a_node()], power_budgets=[budget]))
+    assert main(["nodes"]) == 0
+    *_, head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["POWER", "BUDGET", "NODES", "DRAW", "W", "LIMIT", "W", "FREE", "W"]
+    assert row.split() == ["rack-7", "4", "20500", "22000", "1500"]
 
 
 @pytest.mark.parametrize(("limits", "shown"), [(["memory", "processes"], "memory, processes"), ([], "-"), (None, "?")])

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scheduler.budgets import Headroom, Never, limits
 from scheduler.codec import decode_problem, encode_problem
 from scheduler.plan import Outcome, Plan
-from scheduler.problem import Node, NodePower, PowerBudget, Problem
+from scheduler.problem import Hold, Node, NodePower, PowerBudget, Problem, Reservation, Running
+from scheduler.reserve import OVERTAKEN_S, reserve
 from scheduler.simulate import Arrival, Decision, Switching, simulate
 from scheduler.solve import solve, solve_greedily
 from scheduler.verify import verify
@@ -147,6 +148,51 @@ def test_a_budget_that_makes_no_sense_is_refused() -> None:
     assert "budget hall names z, no node of the problem" in str(raised.value)
     with pytest.raises(ValueError, match="there are power budgets: give neither an outlook nor moves"):
         solve(replace(of, moves=1, budgets=twice[:1]))
+
+
+def test_small_jobs_cannot_keep_a_large_one_from_the_watts_for_ever() -> None:
+    """Whenever a small job ends another waits, and the watts of one never do for the large one."""
+    nodes = [node("a", h100=8, power=NodePower(base_w=1000.0)), node("b", h100=8, power=NodePower(base_w=1000.0))]
+    budget = PowerBudget(name="hall", watts=3200.0, nodes=("a", "b"))
+    small = [
+        Arrival(at_s=900.0 * number, job=job(f"j{number}", shape(run_s=4000.0)), runs_s=(4000.0,))
+        for number in range(40)
+    ]
+    large = Arrival(at_s=1000.0, job=job("j50", shape(3, run_s=1000.0), order=1), runs_s=(1000.0,))
+    waits: list[str] = []
+
+    def planned(of: Problem) -> Decision:
+        plan = solve(of)
+        if any(one.id == "j50" for one in of.jobs) and of.reservation:
+            waits.extend(code for code, _ in reasons(plan, "j50"))
+        return Decision(placements=plan.placements)
+
+    always_on = Switching(idle_s=0.0, suspend_s=0.0)
+    window = simulate(nodes, [*small, large], planned, always_on, budgets=(budget,))
+    (run,) = [run for run in window.runs if run.job == "j50"]
+    assert run.wait_s <= OVERTAKEN_S + 4000.0, "once it has been overtaken for long enough nothing new starts before it"
+    assert set(waits) <= {"nodes_kept"}
+    assert window.peaks_w[0] <= 3200.0
+
+
+def test_a_reservation_keeps_the_nodes_of_the_budget_that_lacks_watts() -> None:
+    busy = replace(node("a", busy=2, h100=8, busy_s=600.0), busy_w=800.0)
+    holds = (Hold(node="a", devices=("a-h100-0",)),)
+    running = tuple(
+        Running(job=job(f"j{number}", shape(run_s=run_s)), shape=0, members=holds)
+        for number, run_s in ((8, 300.0), (9, 600.0))
+    )
+    big = job("j1", shape(3))
+    of = replace(under(2400.0, [busy, node("b", h100=2), node("c", h100=8)], big, names="ab"), running=running)
+    assert reserve(of, big) == Reservation(job="j1"), "c is bound by no budget"
+
+    def kept(watts: float) -> Reservation | None:
+        return reserve(replace(of, budgets=(PowerBudget(name="hall", watts=watts, nodes=("a", "b", "c")),)), big)
+
+    assert kept(5000.0) == Reservation(job="j1")
+    assert kept(4600.0) == Reservation(job="j1", nodes=("a", "b", "c"), free_s=300.0)
+    assert kept(4200.0) == Reservation(job="j1", nodes=("a", "b", "c"), free_s=600.0)
+    assert kept(4100.0) is None, "it can never start"
 
 
 @st.composite

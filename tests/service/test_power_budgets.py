@@ -1,5 +1,6 @@
 """Power budgets of the service: the file, what the planner makes of it, and who is told what."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from scheduler.problem import PowerBudget
 from service.power_budgets import GroupBudget, PowerRules
 from service.power_pools import PowerPool
 from service.settings import Settings, SettingsError
+from service.web.units import power
 from tests.service.cluster import Cluster
+from tests.service.conftest import SignIn
 from tests.service.test_cycle import new_cycle, reasons, states
 from tests.service.test_switching import POOL, Site, open_site
 
@@ -106,6 +109,12 @@ def test_a_job_waits_for_watts_says_so_and_starts_when_there_are_any(one_node: C
     assert states(cluster, second) == ["starting"]
 
 
+def test_the_first_page_tells_each_budget(one_node: Cluster, sign_in: SignIn) -> None:
+    page = " ".join(re.sub(r"<[^>]*>", " ", sign_in("alice").get("/").text).split())
+    base_w = one_node.node("n1").base_w
+    assert f"hall 1 {power(base_w)} {power(base_w + 1.5 * H100_W)}" in page
+
+
 def test_a_dry_run_says_what_the_budget_lacks(one_node: Cluster, client: TestClient) -> None:
     jobs = [{"command": ["true"], "devices_per_node": 1}] * 2
     items = client.post("/v1/jobs/dry-run", json={"jobs": jobs}).json()["items"]
@@ -169,9 +178,9 @@ def test_a_reserve_is_not_booted_above_a_budget(cluster: Cluster) -> None:
     pool = POOL.model_copy(update={"warm": 1})
     cluster.settings = cluster.settings.model_copy(update={"power_pools": (pool,)})
     site.cycle.resign()
-    for watts, power in ((1.1, "off"), (1.2, "booting")):
-        limit(cluster, watts * cluster.node("n1").base_w + 0.01)
+    for factor, state in ((1.1, "off"), (1.2, "booting")):
+        limit(cluster, factor * cluster.node("n1").base_w + 0.01)
         other = Site(cluster, new_cycle(cluster, hooks=site.hooks), site.hooks)
         other.step()
-        assert other.power("n1") == [power]
+        assert other.power("n1") == [state]
         other.cycle.resign()
