@@ -46,7 +46,7 @@ def test_a_registered_node_is_seen_with_its_devices(client: TestClient, cluster:
         ("cpu:n1:1", "cpu", 1, None),
     ]
     assert node["base_w"] > 0
-    assert client.get("/v1/nodes").json() == {"items": [node], "next": None}
+    assert client.get("/v1/nodes").json() == {"items": [node], "next": None, "power_budgets": []}
 
 
 def test_what_a_node_limits_is_as_its_present_agent_says(client: TestClient, cluster: Cluster) -> None:
