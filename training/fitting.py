@@ -109,7 +109,7 @@ def fit(
             tell(score, number, rounds, speed, targets_each=trained.targets // trained.examples)
         stopping = number < rounds.total and must_stop(ranks)
         if stopping or (options.checkpoint_every and number % options.checkpoint_every == 0):
-            save(number * rounds.steps, {"model": strategy.state(), "round": number, "score": asdict(score)}, ranks)
+            save(number * rounds.steps, strategy, {"round": number, "score": asdict(score)}, ranks)
             kept = number * rounds.steps
         if stopping:
             return None

@@ -87,16 +87,40 @@ def test_two_groups_of_two_go_on_from_what_one_rank_saved(
     assert told(exits) == alone[1][1:]
 
 
-def test_one_rank_goes_on_from_what_groups_of_stages_saved(
-    text: Path, alone: tuple[Path, list[object]], tmp_path: Path
+def test_four_ranks_two_and_three_go_on_from_each_other_in_parts(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["lm", f"data={text}", *SMALL]
+    words = ["lm", f"data={text}", "layers=3", "heads=2", "width=32", "context=6", "steps=12", "score_every=3"]
+    monkeypatch.setenv("ERGON_PROGRESS", str(tmp_path / "alone"))
+    assert main(words) == 0
+    alone = [pytest.approx(line["metrics"], rel=TOLERANCE) for line in gang.progress(tmp_path / "alone")]
+
     stages = ["strategy=pipeline", "stages=2", "pipeline_schedule=gpipe", "microbatches=1"]
-    first = gang.run([*words, *stages], world_size=4, folder=tmp_path, attempt=attempt(tmp_path, 1))
-    assert told(first) == alone[1]
-    (tmp_path / "0.jsonl").unlink()
-    again = gang.run(words, world_size=1, folder=tmp_path, attempt=attempt(tmp_path, 2))
-    assert told(again) == alone[1][1:]
+    gangs = [(4, 2, 0, stages), (2, 3, 2, ["strategy=fsdp"]), (3, 4, 3, ["strategy=pipeline"])]
+    for epoch, (world_size, every, done, strategy) in enumerate(gangs, 1):
+        found = gang.run(
+            [*words, *strategy, f"checkpoint_every={every}"],
+            world_size=world_size,
+            folder=tmp_path,
+            attempt={
+                "ERGON_CHECKPOINT_DIR": str(tmp_path / "saved"),
+                "ERGON_EPOCH": str(epoch),
+                "ERGON_CHECKPOINT_LATEST": f"{epoch - 1}/{3 * done}" if done else "",
+            },
+        )
+        assert told(found) == alone[done:]
+        (tmp_path / "0.jsonl").unlink()
+        saved = tmp_path / "saved" / f"epoch-{epoch}-step-{3 * every}"
+        sizes = [sum(file.stat().st_size for file in (saved / f"rank-{rank}").glob("*.distcp")) for rank in range(4)]
+        assert all(size < 0.6 * sum(sizes) for size in sizes), "no rank writes all"
+
+    monkeypatch.setenv("ERGON_CHECKPOINT_DIR", str(tmp_path / "saved"))
+    capsys.readouterr()
+    assert main([*words[:2], "layers=2", *words[3:]]) == 2
+    dist.destroy_process_group()
+    said = capsys.readouterr().err
+    assert "lm: the checkpoint is that of another model or version: 'blocks.2." in said
+    assert said.count("\n") == 1
 
 
 def test_stages_have_each_weight_once_by_its_name_and_compute_what_all_do() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ergon import runtime
 from training.errors import InputError
@@ -197,10 +198,11 @@ def descend(scaled: Scaled, curvature: Curvature, options: Options, ranks: Ranks
                 runtime.report(step=step, total_steps=steps, loss=mean)
         stopping = step % interval == 0 and step < steps and must_stop(ranks)
         if stopping or (options.checkpoint_every and step % options.checkpoint_every == 0):
-            save(step, {"model": strategy.state(), "step": step}, ranks)
+            save(step, strategy, {"step": step}, ranks)
         if stopping:
             return None
-    return strategy.state()["network"].get("weight", plane.weight.detach()).T
+    weights = strategy.state()["network"].get("weight", plane.weight.detach())
+    return (weights.full_tensor() if isinstance(weights, DTensor) else weights).T
 
 
 def squares(predicted: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training.objectives import Loss, optimizer_of
 from training.ranks import Ranks
-from training.strategies.states import load_network, load_optimizer, network_state, optimizer_state
+from training.strategies.states import load_network, load_optimizer, optimizer_parts, whole
 from training.strategies.strategy import StrategyOptions, step
 
 
@@ -46,22 +46,23 @@ class DataParallel:
         logits = self._logits(self._network, inputs)
         return self._loss(logits, targets), (logits.argmax(dim=-1) == targets).sum()
 
+    @property
+    def divided(self) -> bool:
+        """See Strategy."""
+        return False
+
     def state(self) -> dict[str, Any]:
         """See Strategy."""
-        return {
-            "network": network_state(self._network, keep=self._keeps),
-            "optimizer": optimizer_state(self._network, self._optimizer, keep=self._keeps),
-        }
+        network, optimizer = self._network.state_dict(), optimizer_parts(self._network, self._optimizer)
+        if self.divided:
+            return {"network": network, "optimizer": optimizer}
+        keep = self._ranks.first
+        return {"network": whole(network, keep=keep), "optimizer": whole(optimizer, keep=keep)}
 
     def load(self, state: dict[str, Any]) -> None:
         """See Strategy."""
         load_network(self._network, state["network"])
         load_optimizer(self._network, self._optimizer, state["optimizer"])
-
-    @property
-    def _keeps(self) -> bool:
-        """Whether `state` is of use on this rank."""
-        return self._ranks.first
 
     def _backward(self, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
         """The gradients of `scale` times the loss through `model`, which is the network or around it; the loss."""
@@ -109,6 +110,11 @@ class Sharded(DataParallel):
         """`mesh` are the ranks that parts are for, all of the gang by default."""
         self._averaged = mesh.size() if mesh else ranks.world_size
         super().__init__(sharded(network.to(ranks.device), mesh), loss, options, ranks)
+
+    @property
+    def divided(self) -> bool:
+        """See Strategy."""
+        return self._ranks.world_size > 1
 
     def add_gradients(self, inputs: torch.Tensor, targets: torch.Tensor, *, scale: float, last: bool) -> torch.Tensor:
         """See Strategy."""

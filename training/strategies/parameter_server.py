@@ -17,7 +17,7 @@ from training.errors import InputError
 from training.objectives import Loss, optimizer_of
 from training.ranks import Ranks
 from training.strategies.data_parallel import DataParallel
-from training.strategies.states import load_network, load_optimizer, network_state, optimizer_state
+from training.strategies.states import load_network, load_optimizer, optimizer_parts, whole
 from training.strategies.strategy import StrategyOptions, step
 
 NO_MORE = -1.0
@@ -104,7 +104,7 @@ class ParameterServer(DataParallel):
     def state(self) -> dict[str, Any]:
         """See Strategy. Rank 0 computes, so it has all weights, and the servers send it what their optimisers hold."""
         if self._serves:
-            mine = optimizer_state(self._network, self._optimizer, keep=True)
+            mine = whole(optimizer_parts(self._network, self._optimizer), keep=True)
             dist.send_object_list([mine], dst=0, group=self._group)
         optimizer: dict[str, Any] = {}
         if self._ranks.first:
@@ -112,7 +112,7 @@ class ParameterServer(DataParallel):
                 received: list[Any] = [None]
                 dist.recv_object_list(received, src=server, group=self._group)
                 optimizer |= received[0]
-        return {"network": network_state(self._network, keep=self._ranks.first), "optimizer": optimizer}
+        return {"network": whole(self._network.state_dict(), keep=self._ranks.first), "optimizer": optimizer}
 
     def load(self, state: dict[str, Any]) -> None:
         """See Strategy."""

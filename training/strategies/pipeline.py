@@ -1,10 +1,9 @@
 """Layers divided among ranks that pass every example on (torch's pipelining), and several such groups side by side."""
 
 import math
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
@@ -67,8 +66,6 @@ class Pipeline(DataParallel):
         network.keep_stage(self._stage, self._stages)
         mesh = init_device_mesh(ranks.device.type, (groups, self._stages), mesh_dim_names=("batch", "stage"))
         self._neighbours = mesh["stage"].get_group()
-        # What is saved lies in the CPU's memory.
-        self._everyone = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         network.to(ranks.device)
         if groups > 1:
             # Gathered for the first microbatch, it stays until the last one has passed.
@@ -108,26 +105,15 @@ class Pipeline(DataParallel):
         loss, right = torch.stack(found).sum(dim=0) if found else torch.zeros(2, device=self._ranks.device)
         return loss, right
 
-    def state(self) -> dict[str, Any]:
-        """See Strategy. The first group's ranks send rank 0 what they hold, one after the other."""
-        mine = super().state()
-        if self._keeps and self._stage > 0:
-            dist.send_object_list([mine], dst=0, group=self._everyone)
-        for stage in range(1, self._stages) if self._ranks.first else ():
-            received: list[Any] = [None]
-            dist.recv_object_list(received, src=stage, group=self._everyone)
-            for part, held in received[0].items():
-                mine[part] |= held
-        return mine
+    @property
+    def divided(self) -> bool:
+        """See Strategy."""
+        return self._ranks.world_size > 1
 
     def load(self, state: dict[str, Any]) -> None:
         """See Strategy. Every rank looks at what the others hold too, so that all refuse what one does."""
         load_network(self._network, state["network"], of=self._shapes)
         load_optimizer(self._network, self._optimizer, state["optimizer"], of=self._shapes)
-
-    @property
-    def _keeps(self) -> bool:
-        return self._group == 0
 
     def _lowered(self, inputs: torch.Tensor) -> torch.Tensor:
         """What this rank's layers make of a microbatch. Each has the casts of its weights to itself."""

@@ -1,4 +1,4 @@
-"""What is saved of a model: whole tensors by name, whatever parts of them the ranks hold.
+"""What is saved of a model: tensors by name, put together as a whole or not, whatever parts of them the ranks hold.
 
 So a run goes on with another strategy, or on another number of ranks, as well as with its own.
 """
@@ -10,31 +10,31 @@ from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from training.errors import InputError
+from training.parts import Stored
 
 State = dict[str, Any]
 
 
-def network_state(network: nn.Module, *, keep: bool) -> State:
-    """The network's tensors by name, on the CPU; empty without `keep`. Ranks with parts of them must call it alike."""
-    return _kept({name: _whole(value) for name, value in network.state_dict().items()}, keep=keep)
+def optimizer_parts(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, State]:
+    """What the optimiser of this rank holds for the network's parameters, by the parameter's name."""
+    return {
+        name: dict(optimizer.state[parameter])
+        for name, parameter in network.named_parameters()
+        if parameter in optimizer.state
+    }
 
 
-def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer, *, keep: bool) -> dict[str, State]:
-    """What the optimiser holds for each of the network's parameters, by the parameter's name; as `network_state`."""
-    found: dict[str, State] = {}
-    for name, parameter in network.named_parameters():
-        if parameter in optimizer.state:
-            held = {key: _whole(value) for key, value in optimizer.state[parameter].items()}
-            found[name] = _kept(held, keep=keep)
+def whole(state: State, *, keep: bool) -> State:
+    """The same with whole tensors, on the CPU; empty without `keep`. Ranks with parts of them must call it alike."""
+    found: State = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            found[name] = whole(value, keep=keep)
+            continue
+        gathered = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            found[name] = gathered.cpu() if torch.is_tensor(gathered) else gathered
     return found
-
-
-def _whole(value: Any) -> Any:
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def _kept(values: State, *, keep: bool) -> State:
-    return {name: value.cpu() if torch.is_tensor(value) else value for name, value in values.items()} if keep else {}
 
 
 Shapes = dict[str, tuple[int, ...]]
@@ -46,8 +46,8 @@ def shapes_of(state: State) -> Shapes:
 
 
 def load_network(network: nn.Module, state: State, *, of: Shapes | None = None) -> None:
-    """Take over whole tensors, of which this rank may hold parts, or only some; `of` are all of them then. Raises
-    InputError for those of another network.
+    """Take over whole tensors, or stored ones, of which this rank may hold parts, or only some; `of` are all of them
+    then. Raises InputError for those of another network.
     """
     held = network.state_dict()
     theirs, ours = shapes_of(state), of or shapes_of(held)
@@ -60,7 +60,9 @@ def load_network(network: nn.Module, state: State, *, of: Shapes | None = None) 
 def load_optimizer(
     network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, State], *, of: Shapes | None = None
 ) -> None:
-    """Take over what `optimizer_state` gave, for the parameters that this rank's optimiser has; `of` as above."""
+    """Take over what `optimizer_parts` gave, whole or stored, for the parameters that this rank's optimiser has; `of`
+    is as above.
+    """
     parameters = dict(network.named_parameters())
     for name in state:
         if name not in (of or parameters):
@@ -74,12 +76,15 @@ def load_optimizer(
             }
 
 
-def _counted(steps: torch.Tensor, parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+def _counted(steps: torch.Tensor | Stored, parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> torch.Tensor:
     """The count of steps, which fused optimisers keep with the parameter, and all others on the CPU."""
+    steps = steps.read() if isinstance(steps, Stored) else steps
     return steps.to(parameter.device) if optimizer.defaults.get("fused") else steps
 
 
 def _placed(value: Any, like: torch.Tensor) -> Any:
+    if isinstance(value, Stored):
+        return value.read(like)
     if not torch.is_tensor(value):
         return value
     value = value.to(like.device)

@@ -66,14 +66,22 @@ class Strategy(Protocol):
         """Loss of a part of a batch, and how many targets the model names right; counted as in `add_gradients`."""
         ...
 
+    @property
+    def divided(self) -> bool:
+        """Whether no rank has all that has to be saved."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """What has to be saved to go on from here, with any strategy and any number of ranks: `network`, the whole
-        weights by name, and `optimizer`, its whole state by the weight's name. Complete on rank 0 only.
+        weights by name, and `optimizer`, its whole state by the weight's name. Complete on rank 0 only, on the CPU;
+        if it is divided, what each rank holds of it, not copied.
         """
         ...
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` gave on rank 0. Raises InputError for the state of another model."""
+        """Go on from what `state()` gave on rank 0, or on all ranks together (`Stored`). Raises InputError for the
+        state of another model.
+        """
         ...
 
 
