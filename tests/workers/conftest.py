@@ -1,5 +1,6 @@
 """A fake service on a real socket, and agents as real processes against it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -75,11 +76,13 @@ class AgentProcess:
             self.kill()
         self.process.stdout.close()
         for claim in self.state.glob("attempts/*/claim.json"):
+            # What a killed agent left may be ending meanwhile, or be a claim that it had not written to its end.
             record = files.read_record(str(claim))
-            if record["pid"]:
+            if record and record["pid"]:
                 procfs.send_signal(record["pid"], record["start"], signal.SIGKILL)
             for pid in procfs.pids_with_variable(f"ERGON_ATTEMPT={claim.parent.name}".encode()):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
         clear(self.groups)
 
