@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scheduler.feasibility import Room, can_contain, fits, free_room, takes_work, total_room
+from scheduler.feasibility import Room, fits, free_room, takes_work, total_room
 from scheduler.plan import Placement, Reason
 from scheduler.problem import WHOLE_DEVICE, Job, Node, PowerBudget, Problem, Shape
 
@@ -329,7 +329,7 @@ def _offers(shape: Shape, places: Sequence[_Place]) -> list[Offer]:
     return [
         Offer(budgets=place.budgets, adds=place.draw.adds(member_mw(shape)), count=place.room.count)
         for place in places
-        if place.room.holds(shape) and can_contain(place.room, shape)
+        if place.room.holds(shape)
     ]
 
 

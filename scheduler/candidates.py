@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.budgets import Draw, Limit, Offer, draw_of, limits, member_mw, memberships, short
-from scheduler.feasibility import can_contain, free_devices, takes_work
+from scheduler.feasibility import can_host, free_devices, takes_work
 from scheduler.objective import Stake, on_time_s, stakes, tiers
 from scheduler.plan import MemberPlacement, Placement
 from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Reservation, Shape
@@ -323,7 +323,7 @@ def sites_of(problem: Problem) -> tuple[Site, ...]:
         room = (tuple(sorted(kinds.items())), node.free_millicores, node.free_memory_bytes, not node.container_fault)
         draw, names = draws[node.id], budgets.get(node.id, frozenset())
         alike = (draw, names) if names else None
-        group = groups.setdefault((room, end_s, rate_w, boot_j, alike), len(groups))
+        group = groups.setdefault((room, node.can_cap, end_s, rate_w, boot_j, alike), len(groups))
         sites.append(
             Site(
                 node=node,
@@ -382,7 +382,8 @@ def _options(
     for index in stake.shapes:
         shape = job.shapes[index]
         barred = kept.barred(job, shape)
-        demand = (shape.kind, shape.devices, shape.millicores, shape.memory_bytes, shape.in_container, barred)
+        needs = (shape.in_container, shape.cap_w > 0)
+        demand = (shape.kind, shape.devices, shape.millicores, shape.memory_bytes, needs, barred)
         if free:
             demand = (*demand, shape.members, draws[index])
         if demand not in asked:
@@ -393,7 +394,7 @@ def _options(
                 and site.kinds.get(shape.kind, 0) >= shape.devices
                 and site.node.free_millicores >= shape.millicores
                 and site.node.free_memory_bytes >= shape.memory_bytes
-                and can_contain(site.node, shape)
+                and can_host(site.node, shape)
             )
             asked[demand] = able if _affordable(able, sites, shape.members, draws[index], free) else ()
         if len(asked[demand]) >= shape.members:

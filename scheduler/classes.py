@@ -25,10 +25,12 @@ def class_of(node: Node) -> NodeClass:
 
 def demands_of(shapes: Sequence[Shape]) -> dict[tuple[int, Demand], dict[str, int]]:
     """The demands among the shapes of a job, each with its number of members: shapes that differ in nothing but the
-    kind of device are one. The values tell the shape of each kind.
+    kind of device are one. The values tell the shape of each kind. Those with a power cap are left to others.
     """
     groups: dict[tuple[int, ...], dict[str, int]] = {}
     for index, shape in enumerate(shapes):
+        if shape.cap_w:
+            continue
         groups.setdefault(_but_kind(shape), {}).setdefault(shape.kind if shape.devices else "", index)
     return {(members, _demand(shapes, kinds)): kinds for (members, *_), kinds in groups.items()}
 

@@ -15,7 +15,7 @@ from ortools.sat.python import cp_model
 from scheduler.budgets import limits, milliwatts
 from scheduler.candidates import Site, sites_of
 from scheduler.cpsat import UNITS
-from scheduler.feasibility import can_contain
+from scheduler.feasibility import can_host
 from scheduler.objective import evaluate, stakes, tiers, waiting
 from scheduler.plan import MemberPlacement, Placement
 from scheduler.problem import WHOLE_DEVICE, Budget, Problem, Shape
@@ -318,4 +318,4 @@ def _able(site: Site, shape: Shape) -> list[int] | None:
         and (not shape.shared or device.isolation >= shape.isolation)
     ]
     fits = node.free_millicores >= shape.millicores and node.free_memory_bytes >= shape.memory_bytes
-    return able if fits and len(able) >= shape.devices and can_contain(node, shape) else None
+    return able if fits and len(able) >= shape.devices and can_host(node, shape) else None

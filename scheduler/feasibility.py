@@ -18,7 +18,7 @@ MOST_FAULTS = 3
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
     """What `count` alike nodes have for one member each: whole devices by kind, thousandths of a core, bytes; and why
-    they can run no container, if they cannot.
+    they can run no container, if they cannot. `can_cap` is as nodes have it.
 
     `shares[kind][level]` is the largest part, in thousandths, of one device that isolates by that level at least.
     """
@@ -28,6 +28,7 @@ class Room:
     millicores: int
     memory_bytes: int
     container_fault: str
+    can_cap: bool
     count: int
 
     def holds(self, shape: Shape) -> bool:
@@ -36,7 +37,7 @@ class Room:
             self.gives(shape)
             and self.millicores >= shape.millicores
             and self.memory_bytes >= shape.memory_bytes
-            and can_contain(self, shape)
+            and can_host(self, shape)
         )
 
     def gives(self, shape: Shape) -> bool:
@@ -77,6 +78,7 @@ def total_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
             node.cpu_millicores,
             node.memory_bytes,
             node.container_fault,
+            node.can_cap,
         )
         for node in nodes
     )
@@ -91,6 +93,7 @@ def free_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
             node.free_millicores,
             node.free_memory_bytes,
             node.container_fault,
+            node.can_cap,
         )
         for node in nodes
         if takes_work(node)
@@ -122,6 +125,11 @@ def can_contain(place: Room | Node, shape: Shape) -> bool:
     return not (shape.in_container and place.container_fault)
 
 
+def can_host(place: Room | Node, shape: Shape) -> bool:
+    """Whether the place can do what the shape needs beside devices, cores and memory: run a container, set a cap."""
+    return can_contain(place, shape) and (place.can_cap or not shape.cap_w)
+
+
 def fits(shape: Shape, rooms: Sequence[Room]) -> bool:
     """Whether every member of the gang finds a node of its own."""
     return sum(room.count for room in rooms if room.holds(shape)) >= shape.members
@@ -141,7 +149,7 @@ def why_impossible(shapes: Sequence[Shape], rooms: Sequence[Room]) -> tuple[Reas
         return ()
     if not shapes:
         return (Reason(code="no_shape", message="the job accepts no shape; give it at least one"),)
-    return _unique(_lack(shape, rooms, _EVER) for shape in shapes)
+    return _unique(_lack(shape, rooms, _EVER) for shape in shapes if not shape.cap_w)
 
 
 def why_not_now(job: Job, survey: Survey, placed: int) -> tuple[Reason, ...]:
@@ -155,8 +163,8 @@ def why_not_now(job: Job, survey: Survey, placed: int) -> tuple[Reason, ...]:
         return (Reason(code="behind_others", message=message),)
     reasons: list[Reason] = []
     for shape in job.shapes:
-        if not fits(shape, survey.total):
-            continue
+        if shape.cap_w or not fits(shape, survey.total):
+            continue  # the same without a cap says what is lacking
         useful = sum(room.count for room in survey.closed if room.holds(shape))
         if useful:
             message = f"{_counted(useful, 'node')} that could take a member: lost, closed to new work or switched off"
@@ -216,10 +224,10 @@ def _shares(parts: Iterable[tuple[Device, int]]) -> _Shares:
     return most
 
 
-def _grouped(rooms: Iterable[tuple[Mapping[str, int], _Shares, int, int, str]]) -> tuple[Room, ...]:
+def _grouped(rooms: Iterable[tuple[Mapping[str, int], _Shares, int, int, str, bool]]) -> tuple[Room, ...]:
     counts = Counter(
-        (tuple(sorted(devices.items())), tuple(sorted(shares.items())), millicores, memory, fault)
-        for devices, shares, millicores, memory, fault in rooms
+        (tuple(sorted(devices.items())), tuple(sorted(shares.items())), millicores, memory, fault, can_cap)
+        for devices, shares, millicores, memory, fault, can_cap in rooms
     )
     return tuple(
         Room(
@@ -228,9 +236,10 @@ def _grouped(rooms: Iterable[tuple[Mapping[str, int], _Shares, int, int, str]]) 
             millicores=millicores,
             memory_bytes=memory,
             container_fault=fault,
+            can_cap=can_cap,
             count=count,
         )
-        for (devices, shares, millicores, memory, fault), count in counts.items()
+        for (devices, shares, millicores, memory, fault, can_cap), count in counts.items()
     )
 
 

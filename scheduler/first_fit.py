@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from scheduler.budgets import Headroom, draw_of, limits, milliwatts
 from scheduler.demand import WHOLE_DEVICE
-from scheduler.feasibility import can_contain, takes_work
+from scheduler.feasibility import can_host, takes_work
 from scheduler.plan import MemberPlacement, Placement
 from scheduler.problem import Job, Node, Problem, Shape
 
@@ -50,7 +50,7 @@ class _Room:
         if self.millicores < shape.millicores or self.memory_bytes < shape.memory_bytes:
             return None
         able = list(self._able(shape))
-        if len(able) < shape.devices or not can_contain(self.node, shape):
+        if len(able) < shape.devices or not can_host(self.node, shape):
             return None
         able.sort(key=lambda index: self.free[index])
         taken = tuple(able[: shape.devices])

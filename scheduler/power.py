@@ -181,7 +181,7 @@ def device_power(kind: str, limit_w: float | None = None) -> DevicePower:
     if kind == CPU_KIND:
         busy = _UNKNOWN_CPU.peak_w - _UNKNOWN_CPU.idle_w
         return DevicePower(bare_idle_w=0.0, context_idle_w=0.0, training_w=busy, limit_w=busy, host_w=0.0)
-    known = _known_kind(kind)
+    known = known_kind(kind)
     if known is None:
         limit = limit_w if limit_w else UNKNOWN_GPU_LIMIT_W
         return _gpu(limit, BARE_IDLE_SHARE * limit, CONTEXT_IDLE_SHARE * limit, TRAINING_SHARE, _UNKNOWN_HOST_W)
@@ -345,7 +345,8 @@ def price_stretch(inventory: Inventory, reading: Reading, holdings: Sequence[Hol
     return EnergyBill(total_j=total_j, idle_j=idle_j, by_holder=by_holder, quality=quality)
 
 
-def _known_kind(kind: str) -> str | None:
+def known_kind(kind: str) -> str | None:
+    """The longest kind of our table that the name begins with, if any: `h100` for `h100-80gb-hbm3`."""
     words = kind.split("-")
     while len(words) > 1 and words[0] in _VENDOR_WORDS:
         words.pop(0)

@@ -64,7 +64,8 @@ class Node:
     `on` tells whether it is on now; `can_switch` whether a power hook may switch it; a node without one is fixed on.
     `open` is false for a node that must not get new work (lost, cordoned, draining).
     `busy_s` is how long the present allocations are expected to hold it on, 0 when it is empty.
-    `container_fault` is why no container can run here; empty if one can.
+    `container_fault` is why no container can run here; empty if one can. `can_cap` tells that its agent sets the power
+    limit of devices.
     `busy_w` is what the present allocations draw above `base_w`, in W. `booting` tells that a node that is `on` for the
     planner boots still. Only power budgets ask for these two.
     """
@@ -83,6 +84,7 @@ class Node:
     container_fault: str = ""
     busy_w: float = 0.0
     booting: bool = False
+    can_cap: bool = False
 
     def device_base_w(self, kind: str) -> float:
         """What one device of the kind answers for of what the node draws above off, in W: 0 if it cannot be switched.
@@ -110,6 +112,9 @@ class Shape:
     `share` is how much of each device it takes, in thousandths; less than the whole only where `devices` is 1, and then
     on devices that keep it apart from others by `isolation` at least. Without devices a member asks for cores and
     memory only, on nodes of any kind, and `kind` is empty.
+
+    `cap_w` is the power limit that each of its devices gets, in W; 0 leaves it as it is. A shape with one comes beside
+    the same without, which is faster.
     """
 
     members: int
@@ -122,6 +127,7 @@ class Shape:
     in_container: bool = False
     share: int = WHOLE_DEVICE
     isolation: Isolation = Isolation.NONE
+    cap_w: float = 0.0
 
     @property
     def shared(self) -> bool:
@@ -144,7 +150,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A job that waits. `order` is its place in line: within a priority the smaller one came first."""
+    """A job that waits. `order` is its place in line: within a priority the smaller one came first. By `may_slow`, as a
+    fraction, a power cap may make its run longer.
+    """
 
     id: str
     priority: int
@@ -152,6 +160,7 @@ class Job:
     shapes: tuple[Shape, ...]
     wait_w: float
     """Price of one device waiting, in W (lambda of the objective). The planner's caller fills in the default."""
+    may_slow: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scheduler.budgets import Limit, Never, Offer, draw_of, limits, member_mw, memberships, short
 from scheduler.feasibility import (
     Room,
-    can_contain,
+    can_host,
     fits,
     free_devices,
     free_room,
@@ -130,7 +130,7 @@ def _releases(running: Sequence[Running]) -> dict[str, list[_Release]]:
 
 def _free_s(node: Node, shape: Shape, releases: Sequence[_Release]) -> float:
     """When the node has room for a member, in s from now; infinity if never."""
-    if not can_contain(node, shape):
+    if not can_host(node, shape):
         return math.inf
     for after_s, devices, millicores, memory_bytes in _rooms(node, shape.kind, releases):
         if devices >= shape.devices and millicores >= shape.millicores and memory_bytes >= shape.memory_bytes:

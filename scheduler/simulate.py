@@ -366,6 +366,7 @@ class _Simulation:
             busy_s=max((left[holder] for holder in machine.holders), default=0.0),
             busy_w=sum(self._active_w(self.live[holder]) for holder in machine.holders),
             booting=machine.on and self.now < machine.ready_s,
+            can_cap=node.can_cap,
         )
 
     def _start(self, placement: Placement) -> None:

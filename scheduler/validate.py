@@ -3,12 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
-from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem
+from scheduler.problem import CPU_KIND, WHOLE_DEVICE, Job, Node, Problem, Shape
 
 MAX_WAIT_W = 1e6
 MAX_SECONDS = 1e9
 MAX_W = 1e9
+MAX_SLOW = 10.0
+ROUNDING = 1e-9
 
 
 def validate(problem: Problem) -> None:
@@ -98,6 +101,7 @@ def _node(node: Node) -> Iterator[str]:
 
 def _job(job: Job) -> Iterator[str]:
     yield from _number(f"job {job.id}: wait_w", job.wait_w, 0.0, MAX_WAIT_W)
+    yield from _number(f"job {job.id}: may_slow", job.may_slow, 0.0, MAX_SLOW)
     for index, shape in enumerate(job.shapes):
         name = f"job {job.id}: shape {index}"
         if shape.members < 1:
@@ -115,6 +119,22 @@ def _job(job: Job) -> Iterator[str]:
                 yield f"{name}: {field} is {value}, must not be negative"
         yield from _number(f"{name}: run_s", shape.run_s, 0.0, MAX_SECONDS, open_below=True)
         yield from _number(f"{name}: active_w", shape.active_w, 0.0, MAX_W)
+        yield from _number(f"{name}: cap_w", shape.cap_w, 0.0, MAX_W)
+        if shape.cap_w:
+            yield from _cap(name, job, shape)
+
+
+def _cap(name: str, job: Job, shape: Shape) -> Iterator[str]:
+    if shape.shared or not shape.devices or shape.kind == CPU_KIND:
+        yield f"{name}: cap_w is {shape.cap_w}, and only whole accelerators can be capped; leave it 0"
+    free = [other.run_s for other in job.shapes if not other.cap_w and _but_cap(other) == _but_cap(shape)]
+    if not free or shape.run_s > min(free) * (1 + job.may_slow) * (1 + ROUNDING):
+        yield f"{name}: run_s is {shape.run_s}, must be at most 1 + may_slow times that of the same without a cap"
+
+
+def _but_cap(shape: Shape) -> Shape:
+    """What a shape asks for, whatever its cap and what follows from it."""
+    return replace(shape, cap_w=0.0, run_s=0.0, active_w=0.0)
 
 
 def _number(name: str, value: float, least: float, most: float, *, open_below: bool = False) -> Iterator[str]:

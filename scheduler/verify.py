@@ -27,11 +27,12 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
 
     Checked: every gang is placed whole on distinct nodes that are open and on or switchable, on devices of the right
     kind and isolation, none of which gives more than it has free; no node gives more CPU or memory than it has left,
-    and none that can run no container gets one; no more moves than allowed, of jobs that run and may move; a verdict
-    for every job in order, each with reasons unless placed; jobs are called impossible exactly when they are; no job
-    starts in place of one with precedence that would fit there; boots and switch-offs fit the placements; every term of
-    the cost; the bound does not exceed the objective; nobody starts on nodes that are kept for another longer than
-    they are kept; and no group of nodes is brought above its power budget.
+    and none that can run no container, or set no power limit, gets one; nobody is slowed down more than it allows; no
+    more moves than allowed, of jobs that run and may move; a verdict for every job in order, each with reasons unless
+    placed; jobs are called impossible exactly when they are; no job starts in place of one with precedence that would
+    fit there; boots and switch-offs fit the placements; every term of the cost; the bound does not exceed the
+    objective; nobody starts on nodes that are kept for another longer than they are kept; and no group of nodes is
+    brought above its power budget.
     """
     problem = problem.ranked()
     nodes = {node.id: node for node in problem.nodes}
@@ -45,6 +46,7 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
     possible = _possible(problem)
     return [
         *_capacity((*plan.placements, *plan.moves), free, those),
+        *_caps((*plan.placements, *plan.moves), those),
         *_verdicts(problem, plan, possible),
         *_precedence(problem, plan, possible),
         *_reservation(problem, plan),
@@ -162,6 +164,9 @@ def _capacity(
             if shape.in_container and nodes[member.node].container_fault != "":
                 message = f"job {placement.job} needs a container, and {member.node} can run none"
                 yield Violation(code="no_container", message=message)
+            if shape.cap_w and not nodes[member.node].can_cap:
+                message = f"job {placement.job} is to be capped, and {member.node} cannot set a power limit"
+                yield Violation(code="cannot_cap", message=message)
     for name, node in nodes.items():
         if millicores[name] > node.free_millicores:
             message = f"{name} gives {millicores[name]} of {node.free_millicores} free millicores"
@@ -169,6 +174,25 @@ def _capacity(
         if memory[name] > node.free_memory_bytes:
             message = f"{name} gives {memory[name]} of {node.free_memory_bytes} free bytes"
             yield Violation(code="memory_exceeded", message=message)
+
+
+def _caps(placements: Sequence[Placement], jobs: Mapping[str, Job]) -> Iterator[Violation]:
+    """Finds caps on devices that others share, and those that slow a job down more than it allows."""
+    for placement in placements:
+        job = jobs[placement.job]
+        shape = job.shapes[placement.shape]
+        if not shape.cap_w:
+            continue
+        if not shape.devices or shape.share < WHOLE_DEVICE:
+            message = f"job {job.id} is to be capped and has no whole device"
+            yield Violation(code="capped_share", message=message)
+        fastest_s = min(
+            (each.run_s for each in job.shapes if not each.cap_w and _covers(each, shape) and _covers(shape, each)),
+            default=0.0,
+        )
+        if shape.run_s > fastest_s * (1 + job.may_slow) * (1 + TOLERANCE):
+            message = f"job {job.id} may run {job.may_slow:.1%} longer, and {shape.run_s} s is more than that"
+            yield Violation(code="too_slow", message=message)
 
 
 def _verdicts(problem: Problem, plan: Plan, possible: Mapping[str, list[Shape]]) -> Iterator[Violation]:
@@ -207,6 +231,7 @@ def _precedence(problem: Problem, plan: Plan, possible: Mapping[str, list[Shape]
             ahead = job.priority > holder.priority or (same and job.order < holder.order)
             if ahead and any(
                 _covers(place, shape)
+                and (place.cap_w or not shape.cap_w)
                 and not _is_kept_from(problem, job, shape, placement)
                 and not (problem.budgets and _member_w(shape) > _member_w(place))
                 for shape in job.shapes
@@ -396,6 +421,7 @@ def _possible(problem: Problem) -> dict[str, list[Shape]]:
                     and node.cpu_millicores >= shape.millicores
                     and node.memory_bytes >= shape.memory_bytes
                     and (node.container_fault == "" or not shape.in_container)
+                    and (node.can_cap or not shape.cap_w)
                     for node in problem.nodes
                 )
             if able[shape] >= shape.members:

@@ -92,6 +92,7 @@ def _holds(problem: Problem, node: Node, plan: dict[str, Start]) -> bool:
         and sum(shape.millicores for shape in there) <= node.free_millicores
         and sum(shape.memory_bytes for shape in there) <= node.free_memory_bytes
         and not (node.container_fault and any(shape.in_container for shape in there))
+        and (node.can_cap or not any(shape.cap_w for shape in there))
     )
 
 
@@ -110,6 +111,7 @@ def _possible(problem: Problem, job: Job) -> list[Shape]:
             and node.cpu_millicores >= shape.millicores
             and node.memory_bytes >= shape.memory_bytes
             and not (node.container_fault and shape.in_container)
+            and (node.can_cap or not shape.cap_w)
         )
 
     return [s for s in job.shapes if sum(could(node, s) for node in problem.nodes) >= s.members]

@@ -39,6 +39,7 @@ def nodes(draw: st.DrawFn, name: str) -> Node:
         container_fault=draw(st.sampled_from(("", "", "", "podman is not installed"))),
         busy_w=draw(st.sampled_from((0.0, 0.0, 450.0))) if on else 0.0,
         booting=draw(st.sampled_from((False, False, True))) if on else False,
+        can_cap=draw(st.booleans()),
     )
 
 
@@ -53,6 +54,15 @@ shapes = st.builds(
     active_w=st.sampled_from((0.0, 100.0, 450.0)),
     in_container=st.sampled_from((False, False, True)),
 )
+
+
+def capped(options: list[Shape], may_slow: float) -> tuple[Shape, ...]:
+    """The shapes, and the first accelerator's again with a power cap if the job may be slowed down."""
+    able = [shape for shape in options if shape.kind != "cpu"][: 1 if may_slow else 0]
+    caps = (
+        replace(each, cap_w=300.0, active_w=0.7 * each.active_w, run_s=each.run_s * (1 + may_slow)) for each in able
+    )
+    return (*options, *caps)
 
 
 @st.composite
@@ -85,7 +95,8 @@ def problems(draw: st.DrawFn, max_jobs: int = 4, max_nodes: int = 3) -> Problem:
             id=f"j{number}",
             priority=draw(st.sampled_from((0, 0, 10))),
             order=number,
-            shapes=tuple(draw(st.sampled_from(kinds))),
+            shapes=capped(draw(st.sampled_from(kinds)), slow := draw(st.sampled_from((0.0, 0.05, 0.5)))),
+            may_slow=slow,
             wait_w=draw(st.sampled_from((0.0, 50.0, 125.0, 125.0))),
         )
         for number in range(draw(st.integers(1, max_jobs)))
