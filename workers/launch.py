@@ -227,7 +227,13 @@ def gang_environment(
 
     The user's own come over defaults and under everything that identifies the gang: a job cannot pass for another.
     """
-    defaults = {"OMP_NUM_THREADS": str(max(1, int(assignment.cpu_cores / assignment.ranks)))}
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, int(assignment.cpu_cores / assignment.ranks))),
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+    }
+    accelerators = visible_devices(assignment.devices)
+    if not accelerators:
+        defaults["ACCELERATE_USE_CPU"] = "true"  # without it, every rank of an Accelerate script trains alone
     if interface is not None:
         defaults["GLOO_SOCKET_IFNAME"] = interface
         if assignment.members > 1:
@@ -246,7 +252,8 @@ def gang_environment(
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_MAX_RESTARTS": "0",
         "TORCHELASTIC_RUN_ID": assignment.attempt,
-        "CUDA_VISIBLE_DEVICES": ",".join(visible_devices(assignment.devices)),
+        "TORCHELASTIC_USE_AGENT_STORE": "False",  # rank 0 opens the store at MASTER_PORT, not the agent
+        "CUDA_VISIBLE_DEVICES": ",".join(accelerators),
         "ERGON_JOB_ID": assignment.job,
         "ERGON_ATTEMPT": assignment.attempt,
         "ERGON_EPOCH": str(assignment.epoch),

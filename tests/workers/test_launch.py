@@ -1,5 +1,8 @@
 """The launch record: program, and exactly the variables that torchrun would set."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ from tests.workers.builders import assignment, cpu_slot, gpu
 from workers.launch import disk_limit, launch_record
 
 FOLDER = Path("/state/attempts/a1")
+OF_TORCHRUN_ALONE = {"TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_SIGNALS_TO_HANDLE", "LC_CTYPE"}
+"""Where its own process looks for the error of a rank, which signals it passes on, and what its interpreter sets."""
 
 
 def record(wanted, environment=None, *, interface="lo", rendezvous="127.0.0.1:20000"):
@@ -39,10 +44,13 @@ def test_the_variables_of_a_gang_are_those_of_torchrun():
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_MAX_RESTARTS": "0",
         "TORCHELASTIC_RUN_ID": "a1",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         "OMP_NUM_THREADS": "3",
         "GLOO_SOCKET_IFNAME": "lo",
         "NCCL_SOCKET_IFNAME": "=lo",
         "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
         "ERGON_JOB_ID": "job-of-a1",
         "ERGON_ATTEMPT": "a1",
         "ERGON_EPOCH": "4",
@@ -58,6 +66,17 @@ def test_the_variables_of_a_gang_are_those_of_torchrun():
         "ERGON_PROGRESS",
     }
     assert (second["RANK"], second["LOCAL_RANK"], second["ROLE_RANK"]) == ("3", "1", "3")
+
+
+def test_no_variable_is_lacking_that_torchrun_itself_sets():
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--no-python", "env"]
+    before = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(command, env=before, capture_output=True, text=True, check=True).stdout
+    theirs = dict(line.split("=", 1) for line in printed.splitlines() if "=" in line)
+    of_torchrun = theirs.keys() - before.keys() - OF_TORCHRUN_ALONE
+    assert {"RANK", "TORCHELASTIC_RUN_ID"} <= of_torchrun
+    (ours,) = rank_environments(record(assignment()))
+    assert of_torchrun <= ours.keys()
 
 
 def test_a_user_cannot_pass_for_another_gang():
@@ -132,7 +151,9 @@ def test_nccl_is_told_the_interface_between_nodes_only_and_by_its_whole_name():
     ],
 )
 def test_ranks_see_the_granted_accelerators_only(devices, visible):
-    assert record(assignment(devices=devices))["env"]["CUDA_VISIBLE_DEVICES"] == visible
+    environment = record(assignment(devices=devices))["env"]
+    assert environment["CUDA_VISIBLE_DEVICES"] == visible
+    assert ("ACCELERATE_USE_CPU" in environment) == (not visible), "each rank of an Accelerate script trains alone else"
 
 
 def test_a_recipe_becomes_a_module_call():
