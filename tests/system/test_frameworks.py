@@ -1,4 +1,4 @@
-"""The scripts of docs/own-scripts.md for packages that Ergon does not bring: `pip install accelerate lightning` first."""
+"""The scripts of docs/own-scripts.md for packages that Ergon does not bring: `pip install accelerate lightning`."""
 
 from importlib.util import find_spec
 from pathlib import Path
