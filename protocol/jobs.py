@@ -4,7 +4,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, PlainValidator, StringConstraints, WithJsonSchema, field_validator, model_validator
 
 from protocol.base import Kind, Message, Name, View, at_most, example
 from protocol.states import AttemptState, EndReason, JobState
@@ -29,6 +29,39 @@ ImageReference = Annotated[
 
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=63)]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+
+
+_RANGE = re.compile(r"([1-9][0-9]{0,5})-([1-9][0-9]{0,5})")
+
+
+def _nodes(value: object) -> int | str:
+    """A number of nodes as it is, a range of them as text; a range of one number is that number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        least = most = value
+    elif isinstance(value, str) and (ends := _RANGE.fullmatch(value)):
+        least, most = int(ends[1]), int(ends[2])
+    else:
+        raise ValueError(f"give a number of nodes such as 2, or a range such as 1-4, not {value!r:.100}")
+    if least > most:
+        raise ValueError(f"the range {value} is empty: the smaller number comes first, as in {most}-{least}")
+    if least < 1 or most > MAX_NODES:
+        raise ValueError(f"a job has from 1 to {MAX_NODES} nodes, not {value}")
+    return least if least == most else f"{least}-{most}"
+
+
+NodeCount = Annotated[
+    int | str,
+    PlainValidator(_nodes),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MAX_NODES},
+                {"type": "string", "pattern": f"^{_RANGE.pattern}$"},
+            ]
+        }
+    ),
+]
+"""How many nodes a job has: a number, or a range such as `1-4`."""
 
 
 class Recipe(Message):
@@ -106,7 +139,11 @@ class JobSpec(Message):
     queue: Name = Field(default="default", description="The queue the job waits in.")
     priority: int = Field(default=0, ge=-1_000, le=1_000, description="A higher one goes first; never outbid by many.")
 
-    nodes: int = Field(default=1, ge=1, le=MAX_NODES, description="Members of the gang, each on a node of its own.")
+    nodes: NodeCount = Field(
+        default=1,
+        description="Members of the gang, each on a node of its own: a number, or a range such as `1-4`. Of a range "
+        "the planner chooses one end, or a power of two in between, whenever the job starts or starts again.",
+    )
     devices_per_node: int = Field(
         default=1, ge=0, le=MAX_DEVICES_PER_NODE, description="Devices of each member; 0 for CPU cores and memory only."
     )
@@ -161,7 +198,10 @@ class JobSpec(Message):
         "stopped, says where it hung, and is tried again.",
     )
     expected_run_s: float | None = Field(
-        default=None, gt=0, le=1e9, description="The user's estimate of the run time in s; the planner uses it."
+        default=None,
+        gt=0,
+        le=1e9,
+        description="The user's estimate of the run time in s, of a range of nodes on the fewest; the planner uses it.",
     )
     may_wait_s: float | None = Field(
         default=None,
@@ -230,6 +270,11 @@ class JobSpec(Message):
             raise ValueError(
                 "`device_isolation` goes with a `device_share` below 1: nobody else is on a device that is taken whole"
             )
+        if isinstance(self.nodes, str) and (self.device_share < 1 or not self.devices_per_node):
+            raise ValueError(
+                f"`nodes` is the range {self.nodes}, and that goes with whole devices: leave `device_share` at 1 and "
+                f"`devices_per_node` at 1 or more, or give one number of nodes"
+            )
         if self.device_kinds and not self.devices_per_node:
             raise ValueError("`device_kinds` names devices, and `devices_per_node` is 0; leave one of them out")
         return self
@@ -253,6 +298,15 @@ class JobSpec(Message):
             if not place.startswith("/") and not DATASET_URL.match(place):
                 raise ValueError(f"`datasets.{name}`: give an absolute path on the node or a URL, not {place[:100]!r}")
         return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The numbers of nodes it may have, rising: both ends of a range and the powers of two in between."""
+        if isinstance(self.nodes, int):
+            return (self.nodes,)
+        least, most = map(int, self.nodes.split("-"))
+        between = (1 << exponent for exponent in range(least.bit_length(), most.bit_length()))
+        return tuple(sorted({least, *(size for size in between if size < most), most}))
 
     @property
     def ranks(self) -> int:
@@ -343,6 +397,10 @@ class ExpectedView(View):
     low_s: float = Field(description="It takes less in one of ten cases.")
     high_s: float = Field(description="It takes more in one of ten cases.")
     kind: str = Field(description="On devices of this kind; empty where that makes no difference.")
+    nodes: int | None = Field(
+        default=None,
+        description="On so many nodes: those it has, or the fewest it accepts; null from an older service.",
+    )
     source: str = Field(
         description="What it follows from, the most believed first: `progress`, `past_runs`, `other_sizes`, "
         "`other_kinds`, `corrected_estimate`, `estimate`, `time_limit`, `default`."

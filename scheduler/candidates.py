@@ -407,7 +407,7 @@ def _options(
                     millicores=shape.millicores,
                     memory_bytes=shape.memory_bytes,
                     end_s=min(shape.run_s, problem.horizon_s),
-                    extra_j=problem.pue * (shape.work_j - stake.deferred_j),
+                    extra_j=problem.pue * (shape.work_j - stake.deferred_j) + job.late_j(index),
                     active_mw=draws[index],
                     sites=asked[demand],
                 )

@@ -134,7 +134,8 @@ class _Model:
                     self.model.add(sum(there) <= limit.free)
         for (number, shape), start in self.starts.items():
             stake = self.staked[self.line[number].id]
-            extra_j = problem.pue * (self.line[number].shapes[shape].work_j - stake.deferred_j)
+            job = self.line[number]
+            extra_j = problem.pue * (job.shapes[shape].work_j - stake.deferred_j) + job.late_j(shape)
             self.prices.append((extra_j - stake.wait_j, start))
         largest = max((abs(joules) for joules, _ in self.prices), default=0.0)
         self._unit = largest / UNITS if largest else 1.0

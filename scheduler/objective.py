@@ -91,6 +91,9 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
       `socket_w` for the longest run placed there.
     - `deferred_j`: PUE * the work of the cheapest possible shape of each possible job that waits.
     - `wait_j`: sum wait_w * size * H of the same jobs, and boot_wait_w * boot_s for each boot.
+    - `late_j`: sum wait_w * size * (run_s - that of the fastest shape of its kind) of the placed jobs whose number of
+      members is the plan's to choose. `size` is that of the smallest shape, as for waiting. Without it the fewest
+      members would be best however many nodes are idle.
 
     With `Problem.fill` all of this is said of `Problem.shared_out`.
     """
@@ -98,10 +101,11 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
     horizon, pue = problem.horizon_s, problem.pue
     jobs = {job.id: job for job in problem.jobs}
     ends: dict[str, float] = {}
-    work = 0.0
+    work = late = 0.0
     for placement in placements:
         shape = jobs[placement.job].shapes[placement.shape]
         work += shape.work_j
+        late += jobs[placement.job].late_j(placement.shape)
         for member in placement.members:
             ends[member.node] = max(ends.get(member.node, 0.0), shape.run_s)
     placed = {placement.job for placement in placements}
@@ -115,6 +119,7 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
         work_j=pue * (work + _shares_j(problem, jobs, placements) + _sockets_j(problem, jobs, placements)),
         deferred_j=pue * sum(stake.deferred_j for stake in left),
         wait_j=sum(stake.wait_j for stake in left) + sum(problem.boot_wait_w * node.power.boot_s for node in booting),
+        late_j=late,
     )
 
 

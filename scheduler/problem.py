@@ -162,6 +162,16 @@ class Job:
     """Price of one device waiting, in W (lambda of the objective). The planner's caller fills in the default."""
     may_slow: float = 0.0
 
+    def late_j(self, index: int) -> float:
+        """The price of running in this shape for longer than in the fastest of its kind, in J; 0 for a job whose number
+        of members is given. Its user waits for its end as for its start: with the devices of its smallest shape.
+        """
+        if len({shape.members for shape in self.shapes}) < 2:
+            return 0.0
+        shape = self.shapes[index]
+        fastest_s = min(other.run_s for other in self.shapes if other.kind == shape.kind)
+        return self.wait_w * min(other.size for other in self.shapes) * (shape.run_s - fastest_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:

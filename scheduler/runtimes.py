@@ -4,6 +4,7 @@ What is believed, in this order: runs of the same work of the same size; runs of
 `scheduler.throughput`; either on another kind of device, as fast beside it as `scheduler.kinds` says; the user's
 estimate, corrected by how far that user's estimates were off before; the estimate as it stands; half the time limit; an
 hour. The progress of a job that runs comes before all of them (`scheduler.pace`).
+What was said is about the fewest nodes that the job accepts; on more it is taken to scale ideally, and says so.
 An estimate only ever moves plans: nothing stops a job because it is over.
 """
 
@@ -67,7 +68,8 @@ class RunTime:
     """A duration, log-normal up to `most_s`: its median in s, and the standard deviation of its logarithm.
 
     `runs` is how many past runs it follows from. `speed` is how many times as fast its kind of device is taken for as
-    what is known of: another kind, or the mean of those that the job accepts.
+    what is known of: another kind, or the mean of those that the job accepts. `spread` is the same of its number of
+    nodes, where that is mere arithmetic (`T_s / N`): nobody has seen the work on another number than one.
     """
 
     median_s: float
@@ -75,6 +77,7 @@ class RunTime:
     source: Source
     runs: int = 0
     speed: float = 1.0
+    spread: float = 1.0
     most_s: float = LONGEST_RUN_S
 
     @property
@@ -134,13 +137,15 @@ class Run:
 class Known:
     """What is known of a job before it starts.
 
-    `runs` are those of the same work. `stated_s` is the user's estimate and `limit_s` its time limit, both in s.
+    `runs` are those of the same work. `stated_s` is the user's estimate on `stated_nodes` nodes and `limit_s` the time
+    limit, both in s.
     `ratios` are real over stated run times of the user's past jobs. `kinds` are those that the job accepts, of which an
     estimate speaks on the whole, and `speeds` how fast kinds are.
     """
 
     runs: Sequence[Run] = ()
     stated_s: float | None = None
+    stated_nodes: int = 1
     limit_s: float | None = None
     ratios: Sequence[float] = ()
     kinds: Sequence[str] = ()
@@ -149,7 +154,7 @@ class Known:
 
 def whole_run(known: Known, size: Size) -> RunTime:
     """How long the job runs in this size, from its start to its end."""
-    found = _of_runs(known.runs, size) or _of_other_kinds(known, size) or _of_what_was_said(known, size.kind)
+    found = _of_runs(known.runs, size) or _of_other_kinds(known, size) or _of_what_was_said(known, size)
     return found.within(known.limit_s or LONGEST_RUN_S)
 
 
@@ -187,9 +192,14 @@ def _of_other_kinds(known: Known, size: Size) -> RunTime | None:
     return None
 
 
-def _of_what_was_said(known: Known, kind: str) -> RunTime:
+def _of_what_was_said(known: Known, size: Size) -> RunTime:
     """An estimate speaks of all kinds that the job accepts: it is taken for that on a mean one of them."""
-    return _faster(_of_estimate(known), known.speeds.among(kind, known.kinds))
+    said = _faster(_of_estimate(known), known.speeds.among(size.kind, known.kinds))
+    spread = size.nodes / known.stated_nodes
+    if spread == 1.0:
+        return said
+    sigma = math.hypot(said.sigma, IDEAL.size_sigma[0])
+    return replace(said, median_s=said.median_s / spread, sigma=sigma, spread=spread)
 
 
 def _faster(found: RunTime, speed: float) -> RunTime:

@@ -337,9 +337,10 @@ def _cost(problem: Problem, plan: Plan) -> Iterator[Violation]:
     horizon, pue = problem.horizon_s, problem.pue
     last_end: dict[str, float] = {}
     work = _woken_j(problem, plan, jobs)
-    deferred = wait = 0.0
+    deferred = wait = late = 0.0
     for placement in plan.placements:
         shape = jobs[placement.job].shapes[placement.shape]
+        late += _late_j(jobs[placement.job], shape)
         if shape.share == WHOLE_DEVICE:
             work += shape.members * shape.devices * shape.active_w * shape.run_s
         for member in placement.members:
@@ -373,9 +374,19 @@ def _cost(problem: Problem, plan: Plan) -> Iterator[Violation]:
         ("work_j", plan.cost.work_j, pue * work),
         ("deferred_j", plan.cost.deferred_j, pue * deferred),
         ("wait_j", plan.cost.wait_j, wait),
+        ("late_j", plan.cost.late_j, late),
     ):
         if not math.isclose(claimed, true, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
             yield Violation(code="cost", message=f"{name} is {claimed} J, but the placements cost {true} J")
+
+
+def _late_j(job: Job, shape: Shape) -> float:
+    """What a job of several sizes is charged for not running in the fastest of this kind, in J."""
+    sizes = sorted(other.members for other in job.shapes)
+    if sizes[0] == sizes[-1]:
+        return 0.0
+    devices = min(other.members * other.devices for other in job.shapes)
+    return job.wait_w * devices * max(shape.run_s - other.run_s for other in job.shapes if other.kind == shape.kind)
 
 
 def _woken_j(problem: Problem, plan: Plan, jobs: Mapping[str, Job]) -> float:

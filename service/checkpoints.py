@@ -51,7 +51,7 @@ def put_part(
     """
     held = _held(tx, node_id, attempt_id)
     job = job_store.lock_job(tx, held.job_id)
-    _check_rank(JobSpec.model_validate(job.spec), held.member, rank=rank, world_size=part.world_size)
+    _check_rank(JobSpec.model_validate(job.spec), held, rank=rank, world_size=part.world_size)
     if job.epoch != held.epoch:
         return PartAnswer(missing=[]), []
     if _is_old(job, held.epoch, step):
@@ -159,11 +159,11 @@ def _held(tx: Connection, node_id: str, attempt_id: str) -> Record:
     return held
 
 
-def _check_rank(spec: JobSpec, member: int, *, rank: int, world_size: int) -> None:
-    if world_size != spec.nodes * spec.ranks:
-        raise Invalid(f"the gang has {spec.nodes * spec.ranks} ranks, not {world_size}")
-    if rank // spec.ranks != member:
-        raise Invalid(f"rank {rank} is not of member {member}, which is this node's")
+def _check_rank(spec: JobSpec, held: Record, *, rank: int, world_size: int) -> None:
+    if world_size != held.nodes * spec.ranks:
+        raise Invalid(f"the gang has {held.nodes * spec.ranks} ranks, not {world_size}")
+    if rank // spec.ranks != held.member:
+        raise Invalid(f"rank {rank} is not of member {held.member}, which is this node's")
 
 
 def _is_old(job: Record, epoch: int, step: int) -> bool:

@@ -39,8 +39,9 @@ def look(tx: Connection, person: Person, job_id: str, *, now: datetime) -> JobVi
     held = attempt_store.held_work(tx, job_id) if view.state in (JobState.STARTING, JobState.RUNNING) else ()
     running = next((member for member in held if member.epoch == view.epoch), None)
     kind, time = (running.kind, times.left(running, now)) if running else times.best_known(row, view.spec)
+    nodes = running.nodes if running else view.spec.sizes[0]
     draw = times.draw((row.user_id, row.signature), kind)
-    return view.model_copy(update={"expected": run_times.view(time, kind, draw)})
+    return view.model_copy(update={"expected": run_times.view(time, kind, nodes, draw)})
 
 
 def find(tx: Connection, person: Person, job_id: str) -> Record:

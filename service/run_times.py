@@ -84,16 +84,18 @@ class RunTimes:
         self._ratios = ratios
         self._metered = metered
         self._speeds = speeds
-        self._whole: dict[tuple[Work, float | None, float | None, Size], RunTime] = {}
+        self._whole: dict[tuple[Work, float | None, int, float | None, Size], RunTime] = {}
 
-    def whole(self, work: Work, spec: JobSpec, kind: str) -> RunTime:
-        """How long a job of this work runs on devices of this kind, from its start to its end."""
-        size = _size(spec, kind)
-        key = (work, spec.expected_run_s, spec.time_limit_s, size)
+    def whole(self, work: Work, spec: JobSpec, kind: str, nodes: int) -> RunTime:
+        """How long a job of this work runs on so many nodes with devices of this kind, from its start to its end."""
+        share = round(spec.device_share * WHOLE_DEVICE)
+        size = Size(nodes=nodes, devices=spec.devices_per_node, kind=kind, share=share)
+        key = (work, spec.expected_run_s, spec.sizes[0], spec.time_limit_s, size)
         if key not in self._whole:
             known = Known(
                 runs=self._runs.get(work, ()),
                 stated_s=spec.expected_run_s,
+                stated_nodes=spec.sizes[0],
                 limit_s=spec.time_limit_s,
                 ratios=self._ratios.get(work[0], ()),
                 kinds=tuple(spec.device_kinds or self._speeds.by_kind),
@@ -110,14 +112,16 @@ class RunTimes:
         """What a device draws above its bare idle for a job of this work, in W, by kind."""
         return lambda kind: self.draw(work, kind).active_w
 
-    def next_try(self, job: Record, spec: JobSpec, kind: str) -> RunTime:
-        """How long a job that waits runs on devices of this kind: all of it, or what its checkpoint leaves."""
-        return self.whole((job.user_id, job.signature), spec, kind).part(_share_left(job))
+    def next_try(self, job: Record, spec: JobSpec, kind: str, nodes: int) -> RunTime:
+        """How long a job that waits runs on so many nodes with devices of this kind: all of it, or what its checkpoint
+        leaves.
+        """
+        return self.whole((job.user_id, job.signature), spec, kind, nodes).part(_share_left(job))
 
     def left(self, member: Record, now: datetime) -> RunTime:
         """How much longer an attempt needs that holds nodes. `member` is a row of `attempts.held_work`."""
         spec = JobSpec.model_validate(member.spec)
-        work = self.whole((member.user_id, member.signature), spec, member.kind).part(_share_left(member))
+        work = self.whole((member.user_id, member.signature), spec, member.kind, member.nodes).part(_share_left(member))
         if member.started_at is None:
             return work
         saved = member.checkpoint_epoch == member.epoch
@@ -128,12 +132,12 @@ class RunTimes:
 
     def best_known(self, job: Record, spec: JobSpec) -> tuple[str, RunTime]:
         """The kind of devices, of those that a job accepts that waits, on which the most is known of it; and how long
-        it runs there. Empty if no kind says more than another.
+        it runs there on the fewest nodes it accepts. Empty if no kind says more than another.
         """
         kinds = spec.device_kinds if spec.devices_per_node else ()
         ran_on = dict.fromkeys(run.size.kind for run in self._runs.get((job.user_id, job.signature), ()))
         asked = kinds if len(kinds) == 1 else ["", *(kinds or ran_on)]
-        times = [(kind, self.next_try(job, spec, kind)) for kind in asked]
+        times = [(kind, self.next_try(job, spec, kind, spec.sizes[0])) for kind in asked]
         return min(times, key=lambda time: _BELIEVED.index(time[1].source))
 
 
@@ -189,29 +193,30 @@ def heard(stored: dict[str, Any] | None, epoch: int, lines: Iterable[Line], now:
     return {"epoch": epoch, "rank": pace.rank, "by": pace.by, "total": pace.total, "marks": pace.marks}
 
 
-def view(time: RunTime, kind: str, draw: Draw) -> ExpectedView:
-    """A run time, and what a device draws meanwhile, as the API shows it. Without a kind no draw is told."""
+def view(time: RunTime, kind: str, nodes: int, draw: Draw) -> ExpectedView:
+    """A run time on so many nodes, and what a device draws meanwhile, as the API shows it. Without a kind no draw is
+    told.
+    """
     runs = f"{time.runs} run" if time.runs == 1 else f"{time.runs} runs"
     because = _BECAUSE[time.source].format(runs=runs)
     if round(time.speed, 1) != 1.0:
         because += f", {kind} taken for {time.speed:.1f} times as fast"
+    if time.spread != 1.0:
+        because += (
+            f", taken for {time.spread:g} times as fast on {time.spread:g} times the nodes, which nobody has seen"
+        )
     return ExpectedView(
         seconds=time.median_s,
         low_s=time.low_s,
         high_s=time.high_s,
         kind=kind,
+        nodes=nodes,
         source=time.source.value,
         runs=time.runs,
         because=because,
         device_w=draw.active_w if kind else None,
         metered_on=list(draw.metered_on) if kind else [],
     )
-
-
-def _size(spec: JobSpec, kind: str) -> Size:
-    """What a job has of devices, in the planner's words."""
-    share = round(spec.device_share * WHOLE_DEVICE)
-    return Size(nodes=spec.nodes, devices=spec.devices_per_node, kind=kind, share=share)
 
 
 def _share_left(row: Record) -> float:

@@ -142,7 +142,7 @@ def _assignment(row: Record, devices: Sequence[DeviceGrant], stop_grace_s: float
         requirements=spec.requirements,
         datasets=spec.datasets,
         member=row.member,
-        members=spec.nodes,
+        members=row.nodes,
         ranks=spec.ranks,
         devices=list(devices),
         cpu_cores=row.millicores / 1000,

@@ -35,13 +35,15 @@ def fetch(
         if not latest:
             raise ErgonError(f"job {job_id} has stored no output: it is {job.state}, or it wrote nothing there")
         folder = output or Path(job.id)
+        attempt = next(attempt for attempt in job.attempts if attempt.epoch == latest[0].epoch)
+        nodes = len(attempt.members)
         for stored in latest:
-            target = folder / f"member-{stored.member}" if job.spec.nodes > 1 else folder
+            target = folder / f"member-{stored.member}" if job.spec.sizes[-1] > 1 else folder
             for path in fetch_output(client, job.id, stored, target, overwrite=force):
                 line(str(target / path))
-        absent = job.spec.nodes - len(latest)
+        absent = nodes - len(latest)
         if absent:
-            note(f"{absent} of {job.spec.nodes} members stored nothing in attempt {latest[0].epoch}")
+            note(f"{absent} of {nodes} members stored nothing in attempt {latest[0].epoch}")
 
 
 def _of_latest_attempt(outputs: list[OutputView]) -> list[OutputView]:

@@ -171,13 +171,14 @@ def _describe(job: JobView) -> None:
     if job.progress:
         line(f"progress  {describe_progress(job.progress)}")
     if job.expected:
-        line(f"expected  {_describe_expected(job.expected, runs=job.state is JobState.RUNNING)}")
+        line(f"expected  {_describe_expected(job.expected, spec, runs=job.state is JobState.RUNNING)}")
     if job.checkpoint:
         line(f"saved     step {job.checkpoint.step} of attempt {job.checkpoint.epoch}, {local_time(job.checkpoint.at)}")
     for attempt in job.attempts:
         line(
             f"attempt {attempt.epoch} {attempt.state}"
             + (f" ({attempt.reason})" if attempt.reason else "")
+            + (f", on {len(attempt.members)} of {spec.nodes} nodes" if len(spec.sizes) > 1 else "")
             + f", granted {local_time(attempt.granted_at)}"
         )
         for member in attempt.members:
@@ -187,10 +188,12 @@ def _describe(job: JobView) -> None:
             line(f"  {member.node}: {', '.join(member.devices) or 'no device'}: {member.state}{ended}")
 
 
-def _describe_expected(expected: ExpectedView, *, runs: bool) -> str:
+def _describe_expected(expected: ExpectedView, spec: JobSpec, *, runs: bool) -> str:
     """Such as `ends in about 2h 10m (1h 50m to 2h 40m), from its progress`."""
     about, low, high = (show_duration(seconds) for seconds in (expected.seconds, expected.low_s, expected.high_s))
     where = f" on {expected.kind}" if expected.kind and not runs else ""
+    if expected.nodes is not None and len(spec.sizes) > 1 and not runs:
+        where += f" on {_count(expected.nodes, 'node')}"
     time = f"{'ends in' if runs else 'runs for'} about {about}{where} ({low} to {high}), {expected.because}"
     if expected.device_w is None or not expected.metered_on:
         return time
@@ -207,7 +210,7 @@ def describe_request(spec: JobSpec) -> str:
         devices = f"{_count(spec.devices_per_node, 'device')} each ({kinds})"
     else:
         devices = "no device"
-    words = f"{_count(spec.nodes, 'node')} with {devices}, "
+    words = f"{spec.nodes} {'node' if spec.nodes == 1 else 'nodes'} with {devices}, "
     words += f"{_count(spec.ranks, 'rank')} and {_count(spec.cores, 'core')} per node"
     if spec.memory_bytes_per_node:
         words += f", {show_size(spec.memory_bytes_per_node)} of memory per node"
@@ -254,7 +257,7 @@ def logs(
             job = client.job(job_id)
             if job.output_deleted:
                 note(f"what {job_id} wrote was kept as long as the service keeps it, and is deleted")
-            print_logs(pieces, prefix=rank is None and job.spec.nodes * job.spec.ranks > 1)
+            print_logs(pieces, prefix=rank is None and job.spec.sizes[-1] * job.spec.ranks > 1)
 
 
 def goes_on(job_id: str) -> str:

@@ -65,7 +65,13 @@ def submit(
         list[str] | None, typer.Option("-o", metavar="KEY=VALUE", help="Option of the recipe; may repeat.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for people; it need not be unique.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="Nodes the job needs at once; 1 unless told otherwise.")] = None,
+    nodes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|MIN-MAX",
+            help="Nodes the job needs at once; 1 unless told otherwise. Of a range such as 1-4 the planner chooses.",
+        ),
+    ] = None,
     devices_per_node: Annotated[
         int | None, typer.Option(help="Devices on each node; 1 unless told otherwise, 0 for CPU cores and memory only.")
     ] = None,
@@ -178,7 +184,7 @@ def submit(
         "command": command or None,
         "recipe": None if recipe is None else {"name": recipe, "options": _recipe_options(option or [])},
         "name": name,
-        "nodes": nodes,
+        "nodes": int(nodes) if nodes and nodes.isdecimal() else nodes,
         "devices_per_node": devices_per_node,
         "device_share": device_share,
         "device_isolation": device_isolation,
@@ -247,7 +253,7 @@ def _run(client: Client, spec: JobSpec, *, wait: bool, follow: bool, as_json: bo
         return 0
     with told_on_interrupt(goes_on(job.id)):
         if follow:
-            print_logs(client.follow_logs(job.id), prefix=spec.nodes * spec.ranks > 1)
+            print_logs(client.follow_logs(job.id), prefix=spec.sizes[-1] * spec.ranks > 1)
         job = client.wait(job.id, look=look)
     if as_json:
         write_json(job)

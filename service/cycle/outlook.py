@@ -66,4 +66,4 @@ def foresees(problem: Problem) -> bool:
 
 
 def _wanted(spec: JobSpec, problem: Problem) -> tuple[Shape, ...]:
-    return shapes_of(spec, problem.nodes, lambda kind: SHORTEST_RUN_S)
+    return shapes_of(spec, problem.nodes, lambda _kind, _nodes: SHORTEST_RUN_S)

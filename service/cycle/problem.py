@@ -159,7 +159,7 @@ def why_never(tx: Connection, specs: Sequence[JobSpec], power: PowerRules) -> li
     known: dict[tuple[Shape, ...], tuple[Reason, ...]] = {}
     answers: list[tuple[Reason, ...]] = []
     for spec in specs:
-        shapes = shapes_of(spec, nodes, lambda kind: SHORTEST_RUN_S)  # a job can run however long it takes
+        shapes = shapes_of(spec, nodes, lambda _kind, _nodes: SHORTEST_RUN_S)  # a job can run however long it takes
         if shapes not in known:
             reasons = why_impossible(shapes, room) or budgets.why(shapes)
             known[shapes] = tuple(_shown(reason) for reason in reasons)
@@ -186,7 +186,11 @@ def budget_use(tx: Connection, power: PowerRules, now: datetime) -> list[PowerBu
 
 def planned_job(spec: JobSpec, nodes: Sequence[Node], times: RunTimes, work: Work, *, job_id: str, order: int) -> Job:
     """A job that is not in the database, as the planner would see it."""
-    shapes = shapes_of(spec, nodes, lambda kind: times.whole(work, spec, kind).median_s, times.device_w(work))
+
+    def whole_s(kind: str, size: int) -> float:
+        return times.whole(work, spec, kind, size).median_s
+
+    shapes = shapes_of(spec, nodes, whole_s, times.device_w(work))
     return Job(id=job_id, priority=spec.priority, order=order, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
 
 
@@ -297,5 +301,9 @@ def _free(device: Record, taken: int) -> int:
 def _job(row: Record, nodes: Sequence[Node], times: RunTimes) -> Job:
     spec = JobSpec.model_validate(row.spec)
     device_w = times.device_w((row.user_id, row.signature))
-    shapes = shapes_of(spec, nodes, lambda kind: times.next_try(row, spec, kind).median_s, device_w)
+
+    def run_s(kind: str, size: int) -> float:
+        return times.next_try(row, spec, kind, size).median_s
+
+    shapes = shapes_of(spec, nodes, run_s, device_w)
     return Job(id=row.id, priority=row.priority, order=row.seq, shapes=shapes, wait_w=default_wait_w(shapes, nodes))

@@ -41,7 +41,7 @@ def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tup
         spec = JobSpec.model_validate(rows[0].spec)
         left_s = times.left(rows[0], now).median_s
         device_w = times.device_w((rows[0].user_id, rows[0].signature))
-        shapes = shapes_of(spec, nodes, lambda kind, left_s=left_s: left_s, device_w)
+        shapes = shapes_of(spec, nodes, lambda _kind, _nodes, left_s=left_s: left_s, device_w, rows[0].nodes)
         accepted = frozenset(shape.kind for shape in shapes)
         if accepted not in prices:
             prices[accepted] = default_wait_w(shapes, nodes)
@@ -75,7 +75,7 @@ def _may_move(members: Sequence[Record], spec: JobSpec) -> bool:
     first = members[0]
     return (
         spec.may_move
-        and len(members) == spec.nodes == 1
+        and first.nodes == 1
         and first.attempt_state == AttemptState.RUNNING.value
         and first.desired == Desired.RUN.value
         and first.checkpoint_epoch == first.epoch

@@ -10,31 +10,34 @@ from scheduler.problem import WHOLE_DEVICE, Isolation, Node, Shape
 def shapes_of(
     spec: JobSpec,
     nodes: Sequence[Node],
-    run_s: Callable[[str], float],
+    run_s: Callable[[str, int], float],
     device_w: Callable[[str], float] = active_w,
+    size: int | None = None,
 ) -> tuple[Shape, ...]:
-    """One shape for each acceptable kind. A job that accepts any kind gets one for each kind there is; one that wants
-    no device gets one without a kind.
+    """One shape for each acceptable kind and each number of nodes, the fewest first. A job that accepts
+    any kind gets one for each kind there is; one that wants no device gets one without a kind.
 
     Args:
-        run_s: how long it runs on a kind, in s.
+        run_s: how long it runs on so many nodes with devices of a kind, in s.
         device_w: what a device of a kind draws above its bare idle while it runs, in W.
+        size: the number of nodes that it has already.
     """
     kinds = spec.device_kinds or sorted({device.kind for node in nodes for device in node.devices}) or ["cpu"]
     if not spec.devices_per_node:
         kinds = [""]
     return tuple(
         Shape(
-            members=spec.nodes,
+            members=members,
             devices=spec.devices_per_node,
             kind=kind,
             millicores=round(spec.cores * 1000),
             memory_bytes=spec.memory_bytes_per_node,
-            run_s=run_s(kind),
+            run_s=run_s(kind, members),
             active_w=device_w(kind) if kind else 0.0,
             in_container=spec.image is not None,
             share=round(spec.device_share * WHOLE_DEVICE),
             isolation=Isolation[spec.device_isolation.upper()],
         )
         for kind in dict.fromkeys(kinds)
+        for members in (spec.sizes if size is None else (size,))
     )

@@ -156,7 +156,8 @@ def release_member(tx: Connection, attempt_id: str, member: int, *, now: datetim
 
 
 def held_members(tx: Connection, node_id: str) -> Sequence[Record]:
-    """Members on this node whose devices are not released, with attempt, job and user: what its agent should hold."""
+    """Members on this node whose devices are not released, with attempt, its number of nodes, job and user: what its
+    agent should hold."""
     query = (
         select(
             members.c.attempt_id,
@@ -176,6 +177,7 @@ def held_members(tx: Connection, node_id: str) -> Sequence[Record]:
             jobs.c.checkpoint_step,
             jobs.c.checkpoint_stored,
             users.c.name.label("user_name"),
+            size_of(attempts.c.id).label("nodes"),
         )
         .join(attempts, members.c.attempt_id == attempts.c.id)
         .join(jobs, attempts.c.job_id == jobs.c.id)
@@ -274,6 +276,7 @@ def held_work(tx: Connection, job_id: str | None = None) -> Sequence[Record]:
             jobs.c.pace,
             jobs.c.spec,
             kind_of(attempts.c.id).label("kind"),
+            size_of(attempts.c.id).label("nodes"),
         )
         .join(attempts, members.c.attempt_id == attempts.c.id)
         .join(jobs, attempts.c.job_id == jobs.c.id)
@@ -287,6 +290,13 @@ def kind_of(attempt_id: ColumnElement[str]) -> ColumnElement[str]:
     query = select(devices.c.kind).join(allocations, allocations.c.device_id == devices.c.id)
     query = query.where(allocations.c.attempt_id == attempt_id).limit(1)
     return func.coalesce(query.correlate(attempts).scalar_subquery(), "")
+
+
+def size_of(attempt_id: ColumnElement[str]) -> ColumnElement[int]:
+    """How many nodes an attempt has."""
+    gang = members.alias("gang")
+    query = select(func.count()).where(gang.c.attempt_id == attempt_id)
+    return query.correlate(attempts).scalar_subquery()
 
 
 def any_may_move(tx: Connection) -> bool:

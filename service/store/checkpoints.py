@@ -9,12 +9,15 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from protocol.states import FINAL_JOB_STATES
 from service.db import Record
 from service.models import attempts, checkpoint_files, checkpoint_parts, jobs, members
+from service.store.attempts import size_of
 
 
 def find_held(tx: Connection, *, attempt_id: str, node_id: str) -> Record | None:
-    """The part of this attempt that the node has and has not released: `member`, `job_id`, `epoch`."""
+    """The part of this attempt that the node has and has not released: `member`, `job_id`, `epoch`, and the
+    number of the attempt's `nodes`.
+    """
     query = (
-        select(members.c.member, attempts.c.job_id, attempts.c.epoch)
+        select(members.c.member, attempts.c.job_id, attempts.c.epoch, size_of(attempts.c.id).label("nodes"))
         .join(attempts, members.c.attempt_id == attempts.c.id)
         .where(members.c.attempt_id == attempt_id, members.c.node_id == node_id, members.c.released_at.is_(None))
     )

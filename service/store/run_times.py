@@ -26,16 +26,18 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 from protocol.states import JobState
 from service.db import Record
 from service.models import attempts, jobs, kind_speeds, members
-from service.store.attempts import kind_of
+from service.store.attempts import kind_of, size_of
 
 _STATED_S = cast(jobs.c.spec["expected_run_s"].astext, Float)
+_LEAST_NODES = cast(func.split_part(jobs.c.spec["nodes"].astext, "-", 1), Integer)
 _RAN_S = cast(func.extract("epoch", attempts.c.ended_at - attempts.c.started_at), Float)
 
 
 def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) -> Sequence[Record]:
     """The latest runs of each (user id, signature), by size, the size that ran last first: columns `user_id`,
-    `signature`; `nodes`, `devices_per_node` and `device_share` of the spec; `kind` of the devices; `ran_s`, a list;
-    `metered_j` and `metered_s`, what meters counted of all these runs (J), over how many device-seconds.
+    `signature`; `nodes`, how many it had; `devices_per_node` and `device_share` of the spec; `kind` of the devices;
+    `ran_s`, a list; `metered_j` and `metered_s`, what meters counted of all these runs (J), over how many
+    device-seconds.
 
     Only jobs count that ran once and succeeded: another try may have gone on from a checkpoint.
     """
@@ -56,7 +58,7 @@ def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) ->
             latest.c.user_id,
             latest.c.signature,
             latest.c.ended_at,
-            cast(latest.c.spec["nodes"].astext, Integer).label("nodes"),
+            size_of(attempts.c.id).label("nodes"),
             cast(latest.c.spec["devices_per_node"].astext, Integer).label("devices_per_node"),
             cast(latest.c.spec["device_share"].astext, Float).label("device_share"),
             kind_of(attempts.c.id).label("kind"),
@@ -76,13 +78,20 @@ def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) ->
 
 
 def past_estimates(tx: Connection, user_ids: Collection[str], limit: int) -> Sequence[Record]:
-    """The latest jobs of each user that had an estimate, ran once and succeeded: columns `user_id`,
-    `stated_s`, `ran_s`.
+    """The latest jobs of each user that had an estimate, ran once, on the number of nodes that the estimate speaks of,
+    and succeeded: columns `user_id`, `stated_s`, `ran_s`.
     """
     asked = func.unnest(literal(sorted(user_ids), ARRAY(Text))).table_valued(column("user_id", Text))
     asked = asked.render_derived("asked")
     latest = (
-        select(jobs.c.id, jobs.c.user_id, _STATED_S.label("stated_s"), jobs.c.epoch, jobs.c.ended_at)
+        select(
+            jobs.c.id,
+            jobs.c.user_id,
+            _STATED_S.label("stated_s"),
+            _LEAST_NODES.label("nodes"),
+            jobs.c.epoch,
+            jobs.c.ended_at,
+        )
         .where(jobs.c.user_id == asked.c.user_id, jobs.c.state == JobState.SUCCEEDED.value)
         .where(jobs.c.spec["expected_run_s"].astext.is_not(None))
         .order_by(jobs.c.ended_at.desc(), jobs.c.id)  # a restored or replayed history has one answer
@@ -91,14 +100,16 @@ def past_estimates(tx: Connection, user_ids: Collection[str], limit: int) -> Seq
     )
     query = select(latest.c.user_id, latest.c.stated_s, _RAN_S.label("ran_s"))
     query = query.select_from(asked.join(latest, true()).join(attempts, attempts.c.job_id == latest.c.id))
-    query = query.where(_is_only_try(latest.c.epoch)).order_by(latest.c.ended_at.desc(), latest.c.id)
+    query = query.where(_is_only_try(latest.c.epoch), size_of(attempts.c.id) == latest.c.nodes)
+    query = query.order_by(latest.c.ended_at.desc(), latest.c.id)
     return tx.execute(query).all()
 
 
 def works_by_kind(tx: Connection, limit: int, least_s: float) -> Sequence[Record]:
-    """Of the latest jobs that succeeded and ran for `least_s` at least: columns `user_id`, `signature`; `nodes`,
-    `devices_per_node` and `device_share` of the spec; `kind` of the devices, and `log_s`, the mean of the logarithms of
-    their times (s)."""
+    """Of the latest jobs that succeeded and ran for `least_s` at least: columns `user_id`, `signature`; `nodes`, how
+    many they had; `devices_per_node` and `device_share` of the spec; `kind` of the devices, and `log_s`, the mean of
+    the logarithms of their times (s).
+    """
     latest = (
         select(jobs.c.id, jobs.c.user_id, jobs.c.signature, jobs.c.spec, jobs.c.epoch)
         .where(jobs.c.state == JobState.SUCCEEDED.value, jobs.c.signature.is_not(None))
@@ -110,7 +121,7 @@ def works_by_kind(tx: Connection, limit: int, least_s: float) -> Sequence[Record
         select(
             latest.c.user_id,
             latest.c.signature,
-            latest.c.spec["nodes"].astext.label("nodes"),
+            size_of(attempts.c.id).label("nodes"),
             latest.c.spec["devices_per_node"].astext.label("devices_per_node"),
             latest.c.spec["device_share"].astext.label("device_share"),
             kind_of(attempts.c.id).label("kind"),

@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import BeforeValidator
 
 from protocol.base import Name
+from protocol.jobs import JobView
 from protocol.states import FINAL_JOB_STATES, JobState
 from service import auth, cycles, jobs
 from service.api.deps import PartsDep
@@ -125,7 +126,7 @@ def show_job(
         final=job.state in FINAL_JOB_STATES,
         attempt=epoch,
         rank=rank,
-        ranks=job.spec.nodes * job.spec.ranks,
+        ranks=_size_of(job, epoch) * job.spec.ranks,
         curves=drawn[:MAX_CURVES],
         more_curves=len(drawn) > MAX_CURVES,
         output=output.tail(chunks),
@@ -285,6 +286,12 @@ def read_asset(name: str) -> Response:
         raise HTTPException(404, f"there is no file {name!r}")
     content, media_type = ASSETS[name]
     return Response(content, media_type=media_type, headers={"Cache-Control": "public, max-age=31536000, immutable"})
+
+
+def _size_of(job: JobView, epoch: int) -> int:
+    """How many nodes an attempt of the job has; without one the most that it may get."""
+    found = next((attempt for attempt in job.attempts if attempt.epoch == epoch), None)
+    return len(found.members) if found else job.spec.sizes[-1]
 
 
 def _in_utc(value: datetime | None) -> datetime | None:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from ergon.cli.main import main
-from protocol.jobs import EventPage, ExpectedView, MetricPage
-from protocol.states import JobState
+from protocol.jobs import AttemptView, EventPage, ExpectedView, JobSpec, MemberView, MetricPage
+from protocol.states import AttemptState, JobState
 from tests.ergon.builders import a_job
 from tests.ergon.http_service import HttpService, http_service
 
@@ -37,6 +37,22 @@ def test_show_says_how_long_a_job_will_run(service: HttpService, capsys: Capture
     service.answer("GET /v1/jobs/j1/metrics", MetricPage(items=[]))
     assert main(["show", "j1"]) == 0
     assert f"expected  {words}\n" in capsys.readouterr().out
+
+
+def test_show_tells_the_range_and_what_each_attempt_got(service: HttpService, capsys: Captured) -> None:
+    expected = ExpectedView(seconds=60, low_s=50, high_s=70, kind="", nodes=1, source="estimate", because="said")
+    members = [MemberView(node=f"n{number}", devices=[], state=AttemptState.ENDED) for number in range(3)]
+    attempt = AttemptView(id="t", epoch=1, state=AttemptState.ENDED, granted_at=a_job().submitted_at, members=members)
+    spec = JobSpec(command=["true"], nodes="1-4")
+    job = a_job(state=JobState.QUEUED, spec=spec, expected=expected).model_copy(update={"attempts": [attempt]})
+    service.answer("GET /v1/jobs/j1", job)
+    service.answer("GET /v1/jobs/j1/events", EventPage(items=[]))
+    service.answer("GET /v1/jobs/j1/metrics", MetricPage(items=[]))
+    assert main(["show", "j1"]) == 0
+    shown = capsys.readouterr().out
+    assert "asks for  1-4 nodes with 1 device each" in shown
+    assert "expected  runs for about 1m 00s on 1 node (50s to 1m 10s), said" in shown
+    assert "attempt 1 ended, on 3 of 1-4 nodes, granted" in shown
 
 
 def test_show_says_what_meters_counted_of_the_same_work(service: HttpService, capsys: Captured) -> None:

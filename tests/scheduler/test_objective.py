@@ -101,3 +101,21 @@ def test_stakes_speak_of_possible_shapes_only() -> None:
     stake = stakes(problem([node("a", h100=4, busy=4)], [choosy]))["j1"]
     assert stake.shapes == (1, 2)
     assert stake.weight == 125_000 * 2
+
+
+def test_a_job_of_several_sizes_pays_for_not_running_in_the_fastest_of_its_kind() -> None:
+    slow, fast, other = (
+        shape(2, members=members, kind=kind, run_s=hours * HOUR)
+        for members, kind, hours in ((1, "h100", 4), (2, "h100", 3), (1, "t4", 9))
+    )
+    nodes = [node("a", h100=2), node("b", h100=2), node("c", t4=2)]
+    one = problem(nodes, [job("j1", slow, fast, other, wait_w=125.0)], pue=1.5)
+    there = [("a", ["a-h100-0", "a-h100-1"]), ("b", ["b-h100-0", "b-h100-1"]), ("c", ["c-t4-0", "c-t4-1"])]
+    on_one, on_two, elsewhere = (
+        evaluate(one, [placement("j1", *there[chosen], shape=index)])
+        for index, chosen in enumerate((slice(0, 1), slice(0, 2), slice(2, 3)))
+    )
+    assert on_one.late_j == 125.0 * 2 * HOUR
+    assert on_two.late_j == elsewhere.late_j == evaluate(one, ()).late_j == 0.0
+    rigid = problem(nodes, [job("j1", slow, replace(fast, members=1), wait_w=125.0)])
+    assert evaluate(rigid, [placement("j1", there[0])]).late_j == 0.0

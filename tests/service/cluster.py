@@ -267,11 +267,13 @@ def member_report(attempt: AttemptView, state: AttemptState, **more: object) -> 
 
 
 def placement_on(problem: Problem, job_id: str, names: tuple[str, ...]) -> Placement:
-    """The job's first shape on these nodes, on the first devices of which enough is free there."""
-    shape = next(job for job in problem.jobs if job.id == job_id).shapes[0]
+    """The job's first shape of as many members on these nodes, on the first devices of which enough is free there."""
+    shapes = next(job for job in problem.jobs if job.id == job_id).shapes
+    index = next((number for number, shape in enumerate(shapes) if shape.members == len(names)), 0)
+    shape = shapes[index]
     members: list[MemberPlacement] = []
     for name in names:
         node = next(node for node in problem.nodes if node.id == name)
         free = [device.id for device in node.devices if device.free >= shape.share and device.kind == shape.kind]
         members.append(MemberPlacement(node=name, devices=tuple(free[: shape.devices])))
-    return Placement(job=job_id, shape=0, members=tuple(members))
+    return Placement(job=job_id, shape=index, members=tuple(members))
