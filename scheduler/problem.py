@@ -183,7 +183,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """A job that runs, in the shape of its index `shape`, whose `run_s` is how much longer it will.
+    """A job that runs, in the shape of its index `shape`. `run_s` of each shape is how much longer it would run in it.
 
     `move_j` is what stopping it and starting it elsewhere costs (restart, lost work), in J. One that may not move stays
     where it is whatever that would save.
@@ -226,8 +226,8 @@ class Problem:
 
     `horizon_s` is how far ahead on-time and waiting are charged. `pue` multiplies IT energy. `running` are the jobs
     that run and whose placement is known; `outlook` is what is expected to arrive, or nothing.
-    The plan may move up to `moves` of the running jobs, where no node can be switched. With `anew` it plans nodes anew
-    as a whole for that, which takes seconds on a large cluster.
+    The plan may move up to `moves` of the running jobs. With `anew` it plans nodes anew as a whole for that, where no
+    node can be switched, which takes seconds on a large cluster.
 
     `fill` is how much of the nodes that are on is expected to be in use, from 0 to 1: with other jobs to come what this
     plan leaves free will not stay free (`shared_out`). `boot_wait_w` is the price of waiting for a boot, in W: the

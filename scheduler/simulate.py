@@ -58,6 +58,18 @@ class Decision:
 
     placements: tuple[Placement, ...]
     off: Collection[str] = ()
+    moves: tuple[Placement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moving:
+    """How jobs are moved: `per_job` moves for each that has come, at most. One that moves goes on from its last
+    checkpoint, of which it makes one every `save_s`, and holds its devices for `restart_s` before it computes again.
+    """
+
+    per_job: float
+    restart_s: float = 60.0
+    save_s: float = 600.0
 
 
 Planner = Callable[[Problem], Decision]
@@ -136,6 +148,7 @@ def simulate(
     *,
     pue: float = 1.0,
     budgets: tuple[PowerBudget, ...] = (),
+    moving: Moving | None = None,
 ) -> Window:
     """Runs the arrivals on the nodes, which are empty at first, until all jobs have ended.
 
@@ -145,7 +158,7 @@ def simulate(
     Raises ValueError for shares of devices, if the planner places what does not fit, or if jobs are left that it never
     places.
     """
-    return _Simulation(nodes, arrivals, planner, switching, pue, budgets).run()
+    return _Simulation(nodes, arrivals, planner, switching, pue, budgets, moving).run()
 
 
 class _Event(IntEnum):
@@ -209,11 +222,19 @@ class _Past:
 
 @dataclass(slots=True)
 class _Live:
-    """A job that was placed: `began_s` is when the last of its nodes is ready."""
+    """A job that was placed: `began_s` is when the last of its nodes is ready.
+
+    `goes_on_s` is when it computes what it has not yet done, and `done` how much of it that is, from 0 to 1. It differs
+    from `began_s` for one that moved.
+    """
 
     arrival: Arrival
     placement: Placement
     began_s: float
+    ends_s: float
+    goes_on_s: float
+    first_s: float
+    done: float = 0.0
 
 
 class _Simulation:
@@ -225,6 +246,7 @@ class _Simulation:
         switching: Switching,
         pue: float,
         budgets: tuple[PowerBudget, ...],
+        moving: Moving | None,
     ) -> None:
         if any(shape.shared or not shape.devices for arrival in arrivals for shape in arrival.job.shapes):
             raise ValueError("every shape must ask for whole devices")
@@ -233,6 +255,8 @@ class _Simulation:
         self.switching = switching
         self.pue = pue
         self.budgets = budgets
+        self.moving = moving
+        self.came = self.moved = 0
         self.peaks_w = [0.0] * len(budgets)
         self.now = 0.0
         self.events: list[tuple[float, int, int, str]] = []
@@ -292,8 +316,11 @@ class _Simulation:
         """Whether the planner should look at it."""
         if event is _Event.ARRIVAL:
             self.queue[name] = self.arrivals[name]
+            self.came += 1
             return True
         if event is _Event.END:
+            if name not in self.live or self.live[name].ends_s != self.now:
+                return False  # it has moved meanwhile
             self._end(name)
             return True
         machine = self.machines[name]
@@ -314,6 +341,9 @@ class _Simulation:
 
     def _plan(self) -> None:
         decision = self.planner(self._problem())
+        stopped = [(placement, self._stop(placement.job)) for placement in decision.moves]
+        for placement, live in stopped:
+            self._go_on(placement, live)
         for placement in decision.placements:
             self._start(placement)
         for name in decision.off:
@@ -331,7 +361,8 @@ class _Simulation:
             fill=self.past.fill(),
             boot_wait_w=self.boot_wait_w,
             budgets=self.budgets,
-            running=tuple(_running(live, left[name]) for name, live in self.live.items()),
+            moves=self._moves_left(),
+            running=tuple(self._running(live, left[name]) for name, live in self.live.items()),
         )
         overtaken = [arrival.job for arrival in self.queue.values() if self.now - arrival.at_s >= OVERTAKEN_S]
         if not overtaken:
@@ -342,10 +373,31 @@ class _Simulation:
     def _left_s(self, live: _Live) -> float:
         """What the planner expects a placed job to need still, its wait for a boot included."""
         estimate = live.arrival.job.shapes[live.placement.shape].run_s
-        if self.now < live.began_s:
-            return live.began_s - self.now + estimate
-        so_far = self.now - live.began_s
+        estimate *= 1 - live.done
+        if self.now < live.goes_on_s:
+            return live.goes_on_s - self.now + estimate
+        so_far = self.now - live.goes_on_s
         return max(estimate - so_far, LEAST_LEFT_S, OVERDUE_SHARE * so_far if so_far > estimate else 0.0)
+
+    def _moves_left(self) -> int:
+        return max(0, int(self.moving.per_job * self.came) - self.moved) if self.moving else 0
+
+    def _running(self, live: _Live, left_s: float) -> Running:
+        shapes = live.arrival.job.shapes
+        scale = left_s / shapes[live.placement.shape].run_s
+        members = tuple(Hold(node=member.node, devices=member.devices) for member in live.placement.members)
+        shape = shapes[live.placement.shape]
+        job = replace(live.arrival.job, shapes=tuple(replace(one, run_s=scale * one.run_s) for one in shapes))
+        move_j = 0.0
+        if self.moving:
+            lost_s = self.moving.restart_s + self._unsaved_s(live)
+            move_j = lost_s * shape.size * (shape.active_w + device_base_w(self.machines[members[0].node].node))
+        may = self.moving is not None and self.now - live.goes_on_s >= self.moving.save_s
+        return Running(job=job, shape=live.placement.shape, members=members, move_j=move_j, may_move=may)
+
+    def _unsaved_s(self, live: _Live) -> float:
+        assert self.moving
+        return max(0.0, self.now - live.goes_on_s) % self.moving.save_s
 
     def _snapshot(self, machine: _Machine, left: dict[str, float]) -> Node:
         node = machine.node
@@ -371,6 +423,16 @@ class _Simulation:
 
     def _start(self, placement: Placement) -> None:
         arrival = self.queue.pop(placement.job)
+        self._place(placement, arrival, done=0.0, first_s=None, pause_s=0.0)
+
+    def _go_on(self, placement: Placement, live: _Live) -> None:
+        assert self.moving
+        self.moved += 1
+        self._place(placement, live.arrival, done=live.done, first_s=live.first_s, pause_s=self.moving.restart_s)
+
+    def _place(
+        self, placement: Placement, arrival: Arrival, *, done: float, first_s: float | None, pause_s: float
+    ) -> None:
         shape = arrival.job.shapes[placement.shape]
         began_s = self.now
         for member in placement.members:
@@ -386,8 +448,25 @@ class _Simulation:
             if not machine.on:
                 self._boot(machine)
             began_s = max(began_s, machine.ready_s)
-        self.live[placement.job] = _Live(arrival=arrival, placement=placement, began_s=began_s)
-        self._later(began_s + arrival.runs_s[placement.shape], _Event.END, placement.job)
+        goes_on_s = began_s + pause_s
+        ends_s = goes_on_s + (1 - done) * arrival.runs_s[placement.shape]
+        self.live[placement.job] = _Live(
+            arrival=arrival,
+            placement=placement,
+            began_s=began_s,
+            goes_on_s=goes_on_s,
+            ends_s=ends_s,
+            done=done,
+            first_s=began_s if first_s is None else first_s,
+        )
+        self._later(ends_s, _Event.END, placement.job)
+
+    def _stop(self, job: str) -> _Live:
+        """Takes a job that runs off its nodes; it has done what it has saved."""
+        assert self.moving
+        live = self._leave(job)
+        saved_s = max(0.0, self.now - live.goes_on_s) - self._unsaved_s(live)
+        return replace(live, done=live.done + saved_s / live.arrival.runs_s[live.placement.shape])
 
     def _boot(self, machine: _Machine) -> None:
         machine.on = True
@@ -396,10 +475,11 @@ class _Simulation:
         self.boots_j += machine.node.power.boot_j
         self._later(machine.ready_s, _Event.READY, machine.node.id)
 
-    def _end(self, job: str) -> None:
+    def _leave(self, job: str) -> _Live:
+        """Frees what the job holds and counts what it drew there."""
         live = self.live.pop(job)
         shape = live.arrival.job.shapes[live.placement.shape]
-        run_s = live.arrival.runs_s[live.placement.shape]
+        run_s = max(0.0, self.now - live.began_s)
         self.work_j += shape.size * shape.active_w * run_s
         for member in live.placement.members:
             machine = self.machines[member.node]
@@ -414,6 +494,11 @@ class _Simulation:
             if not machine.holders and machine.node.can_switch:
                 machine.empty_since_s = self.now
                 self._later(self.now + self.switching.idle_s, _Event.IDLE, machine.node.id)
+        return live
+
+    def _end(self, job: str) -> None:
+        live = self._leave(job)
+        shape = live.arrival.job.shapes[live.placement.shape]
         self.runs.append(
             Run(
                 job=job,
@@ -421,7 +506,7 @@ class _Simulation:
                 nodes=tuple(member.node for member in live.placement.members),
                 devices=shape.size,
                 came_s=live.arrival.at_s,
-                began_s=live.began_s,
+                began_s=live.first_s,
                 ended_s=self.now,
             )
         )
@@ -460,15 +545,6 @@ class _Simulation:
 def device_base_w(node: Node) -> float:
     """One device's share of what the node draws on and idle above off, in W."""
     return (node.power.base_w - node.power.off_w) / len(node.devices)
-
-
-def _running(live: _Live, left_s: float) -> Running:
-    shapes = tuple(
-        replace(shape, run_s=left_s) if index == live.placement.shape else shape
-        for index, shape in enumerate(live.arrival.job.shapes)
-    )
-    members = tuple(Hold(node=member.node, devices=member.devices) for member in live.placement.members)
-    return Running(job=replace(live.arrival.job, shapes=shapes), shape=live.placement.shape, members=members)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from scheduler.budgets import Ceilings
 from scheduler.candidates import Candidates, Choices, find_candidates, pools, to_placements
+from scheduler.consolidate import consolidate
 from scheduler.exact import best_start
 from scheduler.feasibility import is_empty, survey, why_impossible, why_not_now
 from scheduler.first_fit import first_fit
@@ -17,7 +18,7 @@ from scheduler.problem import Budget, Job, Problem
 from scheduler.repack import repack
 from scheduler.reserve import Kept
 from scheduler.search import Allowance, search
-from scheduler.validate import has_several_kinds, packs, validate
+from scheduler.validate import consolidates, has_several_kinds, packs, validate
 from scheduler.verify import verify
 
 DEFAULT_BUDGET = Budget()
@@ -65,7 +66,11 @@ def solve(problem: Problem, budget: Budget = DEFAULT_BUDGET) -> Plan:
         plan = _plan(problem, searched, bound_j, "cpsat", status)
     else:
         plan = _plan(problem, greedy, bound_j, "greedy", status)
-    return solve_greedily(problem) if verify(problem, plan) else plan
+    if verify(problem, plan):
+        return solve_greedily(problem)
+
+    # 4. With that, jobs that run may move so that nodes go off.
+    return _consolidated(problem, plan)
 
 
 def solve_greedily(problem: Problem) -> Plan:
@@ -93,7 +98,7 @@ def solve_by_packing(problem: Problem) -> Plan:
     bound_j = idle.off_j + idle.on_j + idle.deferred_j
     if problem.budgets or any(map(has_several_kinds, problem.nodes)):
         return _checked(problem, _plan(problem, first_fit(problem), bound_j, "greedy", "feasible"))
-    allowed = 0 if any(node.can_switch for node in problem.nodes) else problem.moves
+    allowed = 0 if consolidates(problem) else problem.moves
     if allowed and problem.anew:
         plan = _packed_anew(problem, bound_j)
         if not verify(problem, plan):
@@ -169,6 +174,17 @@ def _improved(problem: Problem, packed: Plan, budget: Budget) -> Plan:
         "optimal" if found.optimal else "watchdog" if found.stopped else packed.status,
     )
     return packed if verify(problem, plan) else plan
+
+
+def _consolidated(problem: Problem, plan: Plan) -> Plan:
+    """The plan with moves that let nodes go off, if any are worth it."""
+    moves = consolidate(problem, plan.placements) if problem.moves and consolidates(problem) else ()
+    if not moves:
+        return plan
+    needed = {member.node for move in moves for member in move.members}
+    steps = tuple(step for step in plan.power_steps if step.node not in needed)
+    moved = replace(plan, moves=moves, power_steps=steps)
+    return plan if verify(problem, moved) else moved
 
 
 def _note(moved: Sequence[Placement], placements: dict[str, Placement], moves: dict[str, Placement]) -> None:

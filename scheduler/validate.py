@@ -27,9 +27,17 @@ def validate(problem: Problem) -> None:
 
 
 def packs(problem: Problem) -> bool:
-    """Whether only `scheduler.packing` can plan it: it has shares, jobs without devices, an outlook or moves."""
-    shapes = (shape for job in problem.jobs for shape in job.shapes)
-    return bool(problem.outlook) or problem.moves > 0 or any(shape.shared or not shape.devices for shape in shapes)
+    """Whether only `scheduler.packing` can plan it: it has shares, jobs without devices, an outlook, or moves on nodes
+    that cannot be switched.
+    """
+    if problem.outlook or (problem.moves and not consolidates(problem)):
+        return True
+    return any(shape.shared or not shape.devices for job in problem.jobs for shape in job.shapes)
+
+
+def consolidates(problem: Problem) -> bool:
+    """Whether moves are those of `scheduler.consolidate`: nodes can go off."""
+    return any(node.can_switch for node in problem.nodes)
 
 
 def has_several_kinds(node: Node) -> bool:
@@ -73,7 +81,7 @@ def _problem(problem: Problem) -> Iterator[str]:
     yield from _twice("node id", (node.id for node in problem.nodes))
     yield from _twice("job id", (job.id for job in problem.jobs))
     yield from _twice("device id", (device.id for node in problem.nodes for device in node.devices))
-    if problem.outlook or problem.moves:
+    if problem.outlook or (problem.moves and not consolidates(problem)):
         for node in problem.nodes:
             if has_several_kinds(node):
                 yield f"node {node.id} has devices of several kinds: give neither an outlook nor moves"

@@ -314,6 +314,7 @@ def _covers(place: Shape, shape: Shape) -> bool:
 
 def _power_steps(plan: Plan, nodes: Mapping[str, Node]) -> Iterator[Violation]:
     used = {member.node for placement in plan.placements for member in placement.members}
+    joined = {member.node for move in plan.moves for member in move.members}
     steps = {step.node: step for step in plan.power_steps}
     if len(steps) < len(plan.power_steps):
         yield Violation(code="steps_twice", message="a node has two power steps")
@@ -321,13 +322,20 @@ def _power_steps(plan: Plan, nodes: Mapping[str, Node]) -> Iterator[Violation]:
         node = nodes.get(name)
         if node is None or not node.can_switch or node.on == step.on:
             yield Violation(code="step_useless", message=f"{name} cannot be switched {'on' if step.on else 'off'}")
-        elif not step.on and (name in used or node.busy_s > 0 or any(d.free < WHOLE_DEVICE for d in node.devices)):
+        elif not step.on and (name in used | joined or _is_busy(node)):
             yield Violation(code="step_off_busy", message=f"{name} would be switched off with work on it")
         elif step.on and name not in used:
             yield Violation(code="step_idle_boot", message=f"{name} would be switched on for nothing")
     for name in sorted(used):
         if not nodes[name].on and name not in steps:
             yield Violation(code="step_missing", message=f"{name} is off, gets work and is not switched on")
+    for name in sorted(joined):
+        if not nodes[name].on:
+            yield Violation(code="moved_to_off", message=f"a job is moved to {name}, which is off")
+
+
+def _is_busy(node: Node) -> bool:
+    return node.busy_s > 0 or any(device.free < WHOLE_DEVICE for device in node.devices)
 
 
 def _cost(problem: Problem, plan: Plan) -> Iterator[Violation]:

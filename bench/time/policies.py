@@ -43,7 +43,8 @@ class Spot:
 def ours(problem: Problem) -> Decision:
     """The product's planner with its shipped defaults."""
     plan = solve(problem)
-    return Decision(placements=plan.placements, off=tuple(step.node for step in plan.power_steps if not step.on))
+    off = tuple(step.node for step in plan.power_steps if not step.on)
+    return Decision(placements=plan.placements, off=off, moves=plan.moves)
 
 
 def spread(spot: Spot, shape: Shape) -> tuple[float, ...]:

@@ -63,11 +63,6 @@ def test_where_no_move_is_worth_it_the_plan_is_the_exact_one() -> None:
     assert solve(fixed) == solve(waiting)
 
 
-def test_nothing_moves_where_nodes_can_be_switched() -> None:
-    of = running(TWO, ON_H100, moves=1)
-    assert solve(replace(of, nodes=tuple(replace(one, can_switch=True) for one in of.nodes))).moves == ()
-
-
 SMALL = job("j1", shape(1))
 WIDE = job("j9", shape(2))
 

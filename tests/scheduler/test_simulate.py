@@ -12,12 +12,13 @@ from bench.time.policies import ours as planned
 from scheduler.objective import evaluate
 from scheduler.plan import Placement
 from scheduler.problem import Job, Node, NodePower, Problem, Shape
-from scheduler.simulate import Arrival, Decision, Planner, Switching, Window, energy_gap, simulate
-from tests.builders import node
+from scheduler.simulate import Arrival, Decision, Moving, Planner, Switching, Window, energy_gap, simulate
+from tests.builders import node, placement
 
 POWER = NodePower(base_w=1000.0, off_w=10.0, boot_s=300.0, boot_j=360_000.0)
 SMALL = NodePower(base_w=200.0, off_w=10.0, boot_s=100.0, boot_j=24_000.0)
 AT_ONCE = Switching(idle_s=0.0, suspend_s=0.0)
+OFTEN = Moving(per_job=2.0, restart_s=10.0, save_s=60.0)
 POLICIES: list[Callable[[], Planner]] = [
     lambda: fifo(spread),
     lambda: fifo(best_fit),
@@ -134,13 +135,13 @@ def windows(draw: st.DrawFn) -> tuple[list[Node], list[Arrival]]:
     return nodes, arrivals
 
 
-@given(windows(), st.sampled_from(POLICIES), st.sampled_from((0.0, 700.0)))
+@given(windows(), st.sampled_from(POLICIES), st.sampled_from((0.0, 700.0)), st.sampled_from((None, OFTEN)))
 @settings(max_examples=25, deadline=None)
 def test_energy_is_the_sum_of_its_parts_and_never_below_the_physical_bound(
-    drawn: tuple[list[Node], list[Arrival]], policy: Callable[[], Planner], idle_s: float
+    drawn: tuple[list[Node], list[Arrival]], policy: Callable[[], Planner], idle_s: float, moving: Moving | None
 ) -> None:
     nodes, arrivals = drawn
-    window = simulate(nodes, arrivals, policy(), Switching(idle_s=idle_s), pue=1.2)
+    window = simulate(nodes, arrivals, policy(), Switching(idle_s=idle_s), pue=1.2, moving=moving)
     gap = energy_gap(nodes, arrivals, window, pue=1.2)
     assert sorted(run.job for run in window.runs) == sorted(one.job.id for one in arrivals)
     assert all(run.wait_s >= 0 for run in window.runs)
@@ -148,7 +149,7 @@ def test_energy_is_the_sum_of_its_parts_and_never_below_the_physical_bound(
     assert gap.shape_j >= -1e-6 * gap.bound_j
     assert window.total_j == pytest.approx(gap.bound_j + gap.idle_j + gap.boot_j + gap.shape_j)
     assert gap.share >= -1e-9
-    assert window == simulate(nodes, arrivals, policy(), Switching(idle_s=idle_s), pue=1.2)
+    assert window == simulate(nodes, arrivals, policy(), Switching(idle_s=idle_s), pue=1.2, moving=moving)
 
 
 @given(windows())
@@ -197,3 +198,29 @@ def test_a_node_that_others_will_fill_too_is_not_charged_to_the_first_job_alone(
         return planned(problem).placements[0].members[0].node
 
     assert (goes_to(0.0), goes_to(1.0)) == ("t", "a")
+
+
+def test_a_job_that_moves_goes_on_from_what_it_has_saved() -> None:
+    """It saves every 600 s and moves after 1000: 400 s are lost, and the restart takes 60."""
+
+    def moves_once(problem: Problem) -> Decision:
+        first, second = problem.nodes[0], problem.nodes[1]
+        if problem.moves:
+            (one,) = problem.running
+            assert (one.may_move, one.move_j) == (True, pytest.approx(460.0 * (100.0 + 990.0 / 4)))
+            assert one.job.shapes[0].run_s == pytest.approx(2600.0)
+            assert one.job.shapes[1].run_s == pytest.approx(1300.0)
+            went = placement("j1", (second.id, [second.devices[0].id]))
+            came = placement("j2", (second.id, [second.devices[1].id]))
+            return Decision(placements=(came,), moves=(went,))
+        return Decision(placements=tuple(placement(job.id, (first.id, [first.devices[0].id])) for job in problem.jobs))
+
+    quick = arrival("j1", 0.0, 3600.0, kinds="a100 h100")
+    shapes = (quick.job.shapes[0], replace(quick.job.shapes[1], run_s=1800.0))
+    arrivals = [replace(quick, job=replace(quick.job, shapes=shapes)), arrival("j2", 1000.0, 100.0)]
+    nodes = [replace(machine(name), on=True) for name in ("n1", "n2")]
+    window = simulate(nodes, arrivals, moves_once, AT_ONCE, moving=Moving(per_job=0.5))
+    (run,) = [run for run in window.runs if run.job == "j1"]
+    assert (run.nodes, run.began_s, run.ended_s) == (("n2",), 0.0, 1000.0 + 60.0 + 3000.0)
+    assert window.work_j == pytest.approx(100.0 * (4060.0 + 100.0))
+    assert window.held_j == pytest.approx(990.0 / 4 * (4060.0 + 100.0))
