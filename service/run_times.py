@@ -130,6 +130,14 @@ class RunTimes:
         left = (pace and time_left(pace, now.timestamp())) or work.after(since_s)
         return left.within((spec.time_limit_s or LONGEST_RUN_S) - (now - member.started_at).total_seconds())
 
+    def left_on(self, member: Record, now: datetime) -> Callable[[str, int], float]:
+        """How much longer an attempt that holds nodes would need on so many nodes with devices of a kind, in s: what it
+        needs where it is, and as much more or less elsewhere as a whole run would take there. `member` as for `left`.
+        """
+        work, spec = (member.user_id, member.signature), JobSpec.model_validate(member.spec)
+        left_s, here_s = self.left(member, now).median_s, self.whole(work, spec, member.kind, member.nodes).median_s
+        return lambda kind, nodes: left_s * self.whole(work, spec, kind, nodes).median_s / here_s
+
     def best_known(self, job: Record, spec: JobSpec) -> tuple[str, RunTime]:
         """The kind of devices, of those that a job accepts that waits, on which the most is known of it; and how long
         it runs there on the fewest nodes it accepts. Empty if no kind says more than another.

@@ -64,7 +64,7 @@ class Settings(BaseModel):
     stop_grace_s: float = Field(default=10.0, ge=0.0, le=3_600.0)
     max_attempts: int = Field(default=5, ge=1, le=1_000)
     overtaken_s: float = Field(default=OVERTAKEN_S, ge=0.0, le=31_536_000.0)
-    moves_per_job: float = Field(default=0.1, ge=0.0, le=100.0)
+    moves_per_job: float = Field(default=1.0, ge=0.0, le=100.0)
     power_pools: Annotated[tuple[PowerPool, ...], BeforeValidator(_read_pools)] = ()
     power_budgets: Annotated[tuple[GroupBudget, ...], BeforeValidator(_read_budgets)] = ()
     keep_output_days: float = Field(default=30.0, gt=0.0, le=36_500.0)

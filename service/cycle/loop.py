@@ -21,7 +21,7 @@ from scheduler.demand import Outlook
 from scheduler.learning import outlook_of_past
 from scheduler.plan import Outcome, Placement, Plan, Verdict
 from scheduler.problem import Budget, Problem, Reservation, Shape
-from scheduler.validate import packs
+from scheduler.validate import consolidates, packs
 from scheduler.verify import verify
 from service import maintenance, nodes, run_times, verdicts
 from service.alarms import Alarm
@@ -54,6 +54,9 @@ HOUSEKEEPING_S = RENEW_S / 2
 
 SWEEP_EVERY_S = 600.0
 """How often the leader looks for what is too old."""
+
+GATHER_EVERY_S = 60.0
+"""How often the leader looks whether jobs that run had better be together while none waits."""
 
 NAMED = 10
 """Nodes that an alarm names."""
@@ -106,6 +109,7 @@ class Cycle:
         self._learned_at = float("-inf")
         self._outlook: tuple[Outlook, ...] = ()
         self._fill = 0.0
+        self._gathered_at = float("-inf")
         self._allowance = Allowance(settings.moves_per_job)
         self._claims: list[Claim] = []
         self._tariffs = TariffSource(settings)
@@ -246,13 +250,16 @@ class Cycle:
             self._outlook = self._learn(past.problem, past.before, past.lately) if past else ()
             with self._engine.begin() as tx:
                 run_times.learn_kinds(tx)
-        if not problem.jobs and not may_go(spares, at):
+        problem = self._foreseeing(problem)
+        gathers = problem.moves > 0 and self._clock_s() - self._gathered_at >= GATHER_EVERY_S
+        if not problem.jobs and not may_go(spares, at) and not (gathers and consolidates(problem)):
             self._switching.boot(to_warm_up(problem, (), spares, self._settings.power_pools), term)
             return
-        # 3. Say what is expected to come, what a boot is worth and how many jobs may move, and solve in the child.
+        # 3. Say how full nodes are and what a boot is worth, and solve in the child.
         solve_started_s = time.perf_counter()
-        problem = replace(self._foreseeing(problem), fill=self._fill, boot_wait_w=boot_wait_w(problem))
+        problem = replace(problem, fill=self._fill, boot_wait_w=boot_wait_w(problem))
         plan = self._solve(problem, self._budget)
+        self._gathered_at = self._clock_s() if problem.moves else self._gathered_at
         solve_s = time.perf_counter() - solve_started_s
         # 4. Never trust the optimiser.
         if violations := verify(problem, plan):
@@ -266,6 +273,8 @@ class Cycle:
         overtaken = self._commit(problem, plan, seen, late, term)
         self._switch(problem, plan, spares, at, term)
         # 6. Record everything the plan was made from, and what came of it.
+        if not problem.jobs and not plan.moves and not plan.power_steps:
+            return
         self._record(
             problem,
             plan,
@@ -281,12 +290,12 @@ class Cycle:
 
     def _foreseeing(self, problem: Problem) -> Problem:
         """The problem with the outlook and the moves there may be, where the planner knows how to use them."""
-        if not foresees(problem):
-            return replace(problem, running=())
-        movable = any(running.may_move for running in problem.running)
-        moves = self._allowance.left if movable and not self._claims else 0
-        running = problem.running if moves or self._outlook else ()
-        problem = replace(problem, outlook=self._outlook, moves=moves, running=running)
+        outlook = self._outlook if foresees(problem) else ()
+        movable = foresees(problem) or (consolidates(problem) and not problem.budgets)
+        movable = movable and not self._claims and any(running.may_move for running in problem.running)
+        moves = self._allowance.left if movable else 0
+        running = problem.running if moves or outlook else ()
+        problem = replace(problem, outlook=outlook, moves=moves, running=running)
         if problem.reservation is not None and packs(problem):
             problem = replace(problem, reservation=Reservation(job=problem.reservation.job))
         return problem

@@ -61,7 +61,9 @@ def read_past(tx: Connection, problem: Problem) -> Past | None:
 
 
 def foresees(problem: Problem) -> bool:
-    """Whether the planner knows what to do with an outlook and with moves here: not under power budgets."""
+    """Whether the planner knows what to do with an outlook here, and with moves for any other end than that nodes go
+    off: not under power budgets.
+    """
     return not problem.budgets and not any(node.can_switch or has_several_kinds(node) for node in problem.nodes)
 
 

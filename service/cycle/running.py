@@ -29,19 +29,18 @@ def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tup
         if row.device_id in where:
             held[row.attempt_id, where[row.device_id]].append(row.device_id)
     members: dict[str, list[Record]] = defaultdict(list)
-    work = attempt_store.held_work(tx)
-    for row in work:
+    held_rows = attempt_store.held_work(tx)
+    for row in held_rows:
         members[row.attempt_id].append(row)
-    times = run_times.read(tx, [(row.user_id, row.signature) for row in work])
+    times = run_times.read(tx, [(row.user_id, row.signature) for row in held_rows])
     kinds = {device.id: device.kind for node in nodes for device in node.devices}
     prices: dict[frozenset[str], float] = {}
     found: list[Running] = []
     for attempt, rows in members.items():
         rows.sort(key=lambda row: row.member)
         spec = JobSpec.model_validate(rows[0].spec)
-        left_s = times.left(rows[0], now).median_s
-        device_w = times.device_w((rows[0].user_id, rows[0].signature))
-        shapes = shapes_of(spec, nodes, lambda _kind, _nodes, left_s=left_s: left_s, device_w, rows[0].nodes)
+        work = (rows[0].user_id, rows[0].signature)
+        shapes = shapes_of(spec, nodes, times.left_on(rows[0], now), times.device_w(work), rows[0].nodes)
         accepted = frozenset(shape.kind for shape in shapes)
         if accepted not in prices:
             prices[accepted] = default_wait_w(shapes, nodes)

@@ -14,8 +14,9 @@ from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve
 from service.cycle.claims import PATIENCE_S, Allowance
-from service.cycle.loop import Cycle
+from service.cycle.loop import GATHER_EVERY_S, Cycle
 from service.cycle.running import RESTART_S
+from service.power_pools import PowerPool
 from tests.builders import job
 from tests.service.cluster import Cluster
 from tests.service.test_cycle import new_cycle, reasons, states
@@ -260,3 +261,25 @@ def test_moves_are_counted_against_the_jobs_that_came() -> None:
     assert allowance.left == 0
     allowance.note([job(f"j{number}") for number in range(9, 300)])
     assert allowance.left == 15
+
+
+def test_where_nodes_can_go_off_jobs_are_brought_together_though_none_waits(two: Cluster) -> None:
+    pool = PowerPool(name="p", nodes=("n*",), on=("wake", "{name}"), off=("halt", "{name}"))
+    two.settings = two.settings.model_copy(update={"power_pools": (pool,)})
+    cycle = allow(two, 1.0)
+    stays, moves = run(two, "n1", may_move=False), run(two, "n2")
+    third = two.submit()  # one move for each job that comes
+    cycle.step(woken=True)
+    assert "moving" not in two.events(moves), "neither node would be empty"
+    two.end(latest(two, third).members[0].node, latest(two, third))
+    cycle.step(woken=True)
+    assert "moving" not in two.events(moves), "it has just been looked at"
+    two.advance(GATHER_EVERY_S)
+    for node in ("n1", "n2"):
+        two.sync(node)
+    cycle.step(woken=True)
+    assert two.events(moves)[-1] == "moving"
+    leave(two, moves)
+    cycle.step(woken=True)
+    assert [member.node for member in latest(two, moves).members] == ["n1"]
+    assert states(two, stays, moves) == ["running", "starting"]
