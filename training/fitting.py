@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from ergon import runtime
+from training.communication import Exchanges
 from training.examples import Examples, Rounds
 from training.objectives import loss_of, rate_at
 from training.options import option
@@ -47,7 +49,7 @@ class Round:
     """A round of steps: mean loss over its `targets`, each taken before its own step, and how many `examples` it had.
 
     If a loss was not finite: that loss, and as `bad` its step. `step_ms` is the median of those of this rank in which
-    it had any examples.
+    it had any examples; `communication` is the share of one of them, of rank 0, as in `Exchanges`.
     """
 
     loss: float
@@ -55,6 +57,7 @@ class Round:
     examples: int
     targets: int
     step_ms: float
+    communication: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +105,7 @@ def fit(
         if ranks.first:
             speed = Speed(
                 step_ms=trained.step_ms,
+                communication=trained.communication,
                 examples_per_s=rate,
                 memory_bytes=peak_memory(ranks.device),
                 utilisation=operations_each * rate / (peak * ranks.world_size) if peak else None,
@@ -120,7 +124,8 @@ def train_round(
     strategy: Strategy, examples: Examples, rounds: Rounds, number: int, options: FitOptions, ranks: Ranks
 ) -> Round:
     """All steps of a round. Waits for the device at the end."""
-    batches, laps = rounds.batches(number), Laps(ranks.device)
+    batches, laps, exchanges = rounds.batches(number), Laps(ranks.device), Exchanges(ranks.device)
+    is_seen = ranks.world_size == 1 or not ranks.first
     before = (number - 1) * rounds.steps
     losses = torch.zeros(len(batches), dtype=torch.float64, device=ranks.device)
     counts: list[int] = []
@@ -128,12 +133,15 @@ def train_round(
         # What is drawn at random follows from the step, so that a run that was broken off draws the same.
         torch.manual_seed(options.seed + 1_000_003 * (before + position) + 7_919 * strategy.part)
         share = strategy.share(batch, position)
-        laps.begin()
-        losses[position], count = train_step(strategy, examples, share, len(batch), options)
-        counts.append(count)
-        strategy.update(rate_at(before + position + 1, rounds.total * rounds.steps, options))
-        if len(share):
-            laps.end()
+        look = not is_seen and len(share) > 0 and position >= len(batches) // 2  # not at those that wait for scoring
+        is_seen = is_seen or look
+        with exchanges.of_step() if look else nullcontext():
+            laps.begin()
+            losses[position], count = train_step(strategy, examples, share, len(batch), options)
+            counts.append(count)
+            strategy.update(rate_at(before + position + 1, rounds.total * rounds.steps, options))
+            if len(share):
+                laps.end()
     strategy.settle()
     ranks.total(losses)
     finite = losses.isfinite()
@@ -142,7 +150,12 @@ def train_round(
         first = int(finite.int().argmin().item())
         loss, bad = losses[first].item() * targets, before + first + 1
     return Round(
-        loss=loss / targets, bad=bad, examples=sum(map(len, batches)), targets=targets, step_ms=laps.median_ms()
+        loss=loss / targets,
+        bad=bad,
+        examples=sum(map(len, batches)),
+        targets=targets,
+        step_ms=laps.median_ms(),
+        communication=exchanges.share,
     )
 
 
@@ -185,11 +198,14 @@ def tell(score: Score, number: int, rounds: Rounds, speed: Speed, *, targets_eac
     known: dict[str, Any] = {f"{word}_per_s": rate}
     if speed.utilisation is not None:
         known["mfu"] = speed.utilisation
+    if speed.communication is not None:
+        known["communication_share"] = speed.communication
     used = "" if speed.utilisation is None else f"  {100 * speed.utilisation:.1f} % of peak"
+    exchanged = "" if speed.communication is None else f"  {100 * speed.communication:.0f} % communication"
     print(
         f"{rounds.word} {number}/{rounds.total}  loss {score.loss:.4f}  val_loss {score.val_loss:.4f}  "
         f"accuracy {score.accuracy:.4f}  {speed.step_ms:.1f} ms/step  "
-        f"{rate:.0f} {word}/s  {speed.memory_bytes / 2**20:.0f} MiB{used}",
+        f"{rate:.0f} {word}/s  {speed.memory_bytes / 2**20:.0f} MiB{used}{exchanged}",
         flush=True,
     )
     epochs = {"epoch": number, "total_epochs": rounds.total} if rounds.word == "epoch" else {}

@@ -32,13 +32,14 @@ class Speed:
 
     `utilisation`: the floating point operations of the model, as a share of what the devices of all ranks could do in
     that time; None where that is not known. What is computed twice to save memory counts once (Chowdhery et al. 2022,
-    "PaLM", appendix B).
+    "PaLM", appendix B). `communication`: the share of a step, as in `Exchanges`.
     """
 
     step_ms: float
     examples_per_s: float
     memory_bytes: int
     utilisation: float | None
+    communication: float | None
 
 
 class Laps:
@@ -74,13 +75,12 @@ class Laps:
 
 
 def peak_of(device: torch.device, precision: str) -> float | None:
-    """FLOP/s that the device could do at most, or None. Parts of a device (MIG) and float32, which some operations
-    compute as TF32, have none that is known.
-    """
-    if device.type != "cuda" or precision != "bfloat16":
+    """FLOP/s that the device could do at most, or None. Of parts of a device (MIG) and of float32 none is known."""
+    if device.type != "cuda" or precision == "float32":
         return None
     name = torch.cuda.get_device_name(device)
-    return None if "MIG" in name else next((peak for begin, peak in PEAKS.items() if name.startswith(begin)), None)
+    peak = None if "MIG" in name else next((peak for begin, peak in PEAKS.items() if name.startswith(begin)), None)
+    return peak / 2 if peak and precision == "tf32" else peak  # by the same data sheets
 
 
 def operations(network: nn.Module, inputs: torch.Tensor) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 ADDRESS = "127.0.0.1"
-SPEED = {"step_ms", "examples_per_s", "tokens_per_s", "memory_bytes", "mfu"}
+SPEED = {"step_ms", "examples_per_s", "tokens_per_s", "memory_bytes", "mfu", "communication_share"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

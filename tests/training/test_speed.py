@@ -13,6 +13,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from tests.training import gang
 from training.__main__ import main
+from training.communication import covered
 from training.errors import InputError
 from training.objectives import loss_of
 from training.ranks import Ranks
@@ -93,6 +94,8 @@ def test_gangs_whose_ranks_hold_different_weights_compute_in_bfloat16_too(alone:
         exits = gang.run(words, world_size=2, folder=tmp_path)
         assert [(rank.code, rank.stderr) for rank in exits] == [(0, "")] * 2
         lowered = told(exits[0].progress)[-2:]
+        shares = [each["communication_share"] for each in told(gang.told(tmp_path / "0.jsonl"))[-2:]]
+        assert all(0.0 < share < 1.0 for share in shares)
         assert lowered != exact
         for one, other in zip(lowered, exact, strict=True):
             assert one["loss"] == pytest.approx(other["loss"], rel=BFLOAT16_TOLERANCE)
@@ -135,6 +138,7 @@ def test_every_round_tells_how_fast_it_was(tmp_path: Path, monkeypatch: pytest.M
         assert metrics["step_ms"] > 0
         assert 2**26 < metrics["memory_bytes"] < 2**36
         assert "mfu" not in metrics, "a CPU's peak is not known"
+        assert "communication_share" not in metrics, "there is nobody else"
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,7 @@ def test_the_peak_is_that_of_the_device_by_its_name(
 ) -> None:
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: name)
     assert peak_of(torch.device("cuda", 0), "bfloat16") == peak
+    assert peak_of(torch.device("cuda", 0), "tf32") == (peak and peak / 2)
     assert peak_of(torch.device("cuda", 0), "float32") is None
 
 
@@ -196,10 +201,22 @@ def test_a_compiler_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch,
     assert said.count("\n") == 1
 
 
-def test_a_gpu_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
+def test_a_gpu_that_does_not_compute_in_it_is_refused(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla T4")
     ranks = Ranks(rank=0, world_size=1, device=torch.device("cuda", 0))
-    options = StrategyOptions(precision="bfloat16")
-    with pytest.raises(InputError, match="option precision=bfloat16: Tesla T4 does not compute in it"):
+    options = StrategyOptions(precision=precision)
+    with pytest.raises(InputError, match=f"option precision={precision}: Tesla T4 does not compute in it"):
         strategy_of(nn.Linear(4, 2), loss_of(options), options, ranks)
+
+
+def test_tf32_needs_a_gpu(capsys: Any) -> None:
+    assert main(["softmax", "precision=tf32"]) == 2
+    dist.destroy_process_group()
+    assert capsys.readouterr().err.startswith("softmax: option precision=tf32: only NVIDIA GPUs compute in it")
+
+
+def test_spans_that_overlap_count_once() -> None:
+    assert covered([]) == 0
+    assert covered([(5, 7), (0, 3), (2, 4), (2, 3)]) == 6

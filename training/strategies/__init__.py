@@ -40,9 +40,7 @@ def strategy_of(network: nn.Module, loss: Loss, options: StrategyOptions, ranks:
         value = getattr(options, name)
         if options.strategy != strategy and value != getattr(StrategyOptions(), name):
             raise InputError(f"option {name}={value} goes with strategy={strategy}, not {options.strategy}")
-    if options.precision == "bfloat16" and ranks.device.type == "cuda" and not _computes_bfloat16(ranks.device):
-        name = torch.cuda.get_device_name(ranks.device)
-        raise InputError(f"option precision=bfloat16: {name} does not compute in it; leave it out or use another kind")
+    _set_precision(options.precision, ranks.device)
     if options.compile == "yes":
         if options.strategy == "tensor":
             raise InputError("option compile=yes does not go with strategy=tensor; use ddp or fsdp")
@@ -51,6 +49,22 @@ def strategy_of(network: nn.Module, loss: Loss, options: StrategyOptions, ranks:
     return kind(network, loss, options, ranks)
 
 
-def _computes_bfloat16(device: torch.device) -> bool:
-    """Whether the GPU has units for it, which NVIDIA's have since compute capability 8.0 (Ampere)."""
+def _set_precision(precision: str, device: torch.device) -> None:
+    """Products and convolutions of float32 in TF32, or not, as torch would the latter. Raises InputError."""
+    if precision != "float32" and device.type == "cuda" and not _is_ampere(device):
+        name = torch.cuda.get_device_name(device)
+        raise InputError(
+            f"option precision={precision}: {name} does not compute in it; leave it out or use another kind"
+        )
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError(
+            "option precision=tf32: only NVIDIA GPUs compute in it; leave it out or use a kind that has one"
+        )
+    in_float32 = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = in_float32
+    torch.backends.cudnn.conv.fp32_precision = in_float32  # type: ignore[attr-defined]
+
+
+def _is_ampere(device: torch.device) -> bool:
+    """Whether the GPU has units for bfloat16 and TF32, which NVIDIA's have since compute capability 8.0 (Ampere)."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)

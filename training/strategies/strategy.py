@@ -21,7 +21,8 @@ class StrategyOptions(ObjectiveOptions):
 
     With `asynchronous=1`, servers apply each gradient as it comes, instead of one sum from all for each batch. With
     `precision=bfloat16`, the network computes in it where torch's autocast deems that safe; weights, gradients, the
-    optimiser's state and the loss stay float32. With `compile=yes`, torch compiles the network.
+    optimiser's state and the loss stay float32. With `precision=tf32`, GPUs multiply float32 numbers of which they drop
+    the last 13 bits. With `compile=yes`, torch compiles the network.
     """
 
     strategy: str = option("ddp", one_of=STRATEGIES)
@@ -32,7 +33,7 @@ class StrategyOptions(ObjectiveOptions):
     microbatches: int = option(0, at_least=0, at_most=10_000)
     pipeline_schedule: str = option("1f1b", one_of=("1f1b", "gpipe"))
     compile: str = option("no", one_of=("no", "yes"))
-    precision: str = option("float32", one_of=("float32", "bfloat16"))
+    precision: str = option("float32", one_of=("float32", "tf32", "bfloat16"))
 
 
 class Strategy(Protocol):
