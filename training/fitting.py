@@ -16,7 +16,7 @@ from training.examples import Examples, Rounds
 from training.objectives import loss_of, rate_at
 from training.options import option
 from training.ranks import Ranks
-from training.saving import STOPPED, must_stop, save, saved
+from training.saving import STOPPED, Writer, must_stop, saved
 from training.speed import Laps, Speed, operations, peak_memory, peak_of
 from training.strategies import strategy_of
 from training.strategies.strategy import Strategy, StrategyOptions
@@ -92,31 +92,33 @@ def fit(
         strategy.load(state["model"])
         done, score = state["round"], Score(**state["score"])
         kept = done * rounds.steps
-    for number in range(done + 1, rounds.total + 1):
-        began = time.monotonic()
-        trained = train_round(strategy, training, rounds, number, options, ranks)
-        rate = trained.examples / (time.monotonic() - began)
-        if trained.bad is not None:
-            return Diverged(step=trained.bad, loss=trained.loss, saved=kept)
-        val_loss, accuracy = evaluate(strategy, validation, options.batch_size, ranks)
-        if not math.isfinite(val_loss):  # the last update broke the weights, which must not be saved
-            return Diverged(step=number * rounds.steps, loss=val_loss, saved=kept)
-        score = Score(loss=trained.loss, val_loss=val_loss, accuracy=accuracy)
-        if ranks.first:
-            speed = Speed(
-                step_ms=trained.step_ms,
-                communication=trained.communication,
-                examples_per_s=rate,
-                memory_bytes=peak_memory(ranks.device),
-                utilisation=operations_each * rate / (peak * ranks.world_size) if peak else None,
-            )
-            tell(score, number, rounds, speed, targets_each=trained.targets // trained.examples)
-        stopping = number < rounds.total and must_stop(ranks)
-        if stopping or (options.checkpoint_every and number % options.checkpoint_every == 0):
-            save(number * rounds.steps, strategy, {"round": number, "score": asdict(score)}, ranks)
-            kept = number * rounds.steps
-        if stopping:
-            return None
+    with Writer(ranks) as writer:
+        for number in range(done + 1, rounds.total + 1):
+            began = time.monotonic()
+            trained = train_round(strategy, training, rounds, number, options, ranks)
+            writer.check()
+            rate = trained.examples / (time.monotonic() - began)
+            if trained.bad is not None:
+                return Diverged(step=trained.bad, loss=trained.loss, saved=kept)
+            val_loss, accuracy = evaluate(strategy, validation, options.batch_size, ranks)
+            if not math.isfinite(val_loss):  # the last update broke the weights, which must not be saved
+                return Diverged(step=number * rounds.steps, loss=val_loss, saved=kept)
+            score = Score(loss=trained.loss, val_loss=val_loss, accuracy=accuracy)
+            if ranks.first:
+                speed = Speed(
+                    step_ms=trained.step_ms,
+                    communication=trained.communication,
+                    examples_per_s=rate,
+                    memory_bytes=peak_memory(ranks.device),
+                    utilisation=operations_each * rate / (peak * ranks.world_size) if peak else None,
+                )
+                tell(score, number, rounds, speed, targets_each=trained.targets // trained.examples)
+            stopping = number < rounds.total and must_stop(ranks)
+            if stopping or (options.checkpoint_every and number % options.checkpoint_every == 0):
+                writer.save(number * rounds.steps, strategy, {"round": number, "score": asdict(score)})
+                kept = number * rounds.steps
+            if stopping:
+                return None
     return score
 
 

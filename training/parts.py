@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -40,12 +41,13 @@ Nested = dict[str, Any]
 """Tensors by name, or such dicts of them."""
 
 
-def write(state: Nested, folder: Path) -> None:
-    """Write what this rank holds of these tensors to its folder of a checkpoint. All ranks must call it together.
+def write(state: Nested, folder: Path, group: dist.ProcessGroup | None = None) -> None:
+    """Write what this rank holds of these tensors to its folder of a checkpoint. All ranks must call it together, and
+    meet in `group`, by default that of the gang.
 
     Of what several ranks hold as a whole, one writes it. Raises CheckpointException, on all, when a disk takes no more.
     """
-    save(flattened(state), storage_writer=_Writer(folder))
+    save(flattened(state), storage_writer=_Writer(folder), process_group=group)
 
 
 def found(path: Path) -> Nested:

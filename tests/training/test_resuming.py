@@ -13,7 +13,7 @@ from training.saving import STOPPED
 # prints at the end that follows from all of its state.
 RECIPES = {
     "digits-mlp": (["digits-mlp", "epochs=6", "hidden=16"], "epoch 2/", "loss"),
-    "linear-regression": (["linear-regression", "steps=1000", "noise=3"], "step 100/", "loss"),
+    "linear-regression": (["linear-regression", "steps=1000", "noise=3"], "step 400/", "loss"),
 }
 
 

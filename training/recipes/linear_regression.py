@@ -16,7 +16,7 @@ from ergon import runtime
 from training.errors import InputError
 from training.options import option
 from training.ranks import Ranks, joined
-from training.saving import STOPPED, must_stop, save, saved
+from training.saving import STOPPED, Writer, must_stop, saved
 from training.strategies import strategy_of
 from training.strategies.strategy import STRATEGIES, StrategyOptions
 from training.tables import numbers, read_table
@@ -188,19 +188,20 @@ def descend(scaled: Scaled, curvature: Curvature, options: Options, ranks: Ranks
         strategy.load(state["model"])
         done = state["step"]
     interval = -(-steps // REPORTS)
-    for step in range(done + 1, steps + 1):
-        loss = strategy.add_gradients(inputs, targets, scale=1 / (2 * rows), last=True)
-        strategy.update(4 / (low + high) ** 2)
-        if step % interval == 0 or step in (1, steps):
-            mean = ranks.total(loss.double().to(ranks.device)).item() / rows
-            if ranks.first:
-                print(f"step {step}/{steps}  mean squared error {mean:.6g}", flush=True)
-                runtime.report(step=step, total_steps=steps, loss=mean)
-        stopping = step % interval == 0 and step < steps and must_stop(ranks)
-        if stopping or (options.checkpoint_every and step % options.checkpoint_every == 0):
-            save(step, strategy, {"step": step}, ranks)
-        if stopping:
-            return None
+    with Writer(ranks) as writer:
+        for step in range(done + 1, steps + 1):
+            loss = strategy.add_gradients(inputs, targets, scale=1 / (2 * rows), last=True)
+            strategy.update(4 / (low + high) ** 2)
+            if step % interval == 0 or step in (1, steps):
+                mean = ranks.total(loss.double().to(ranks.device)).item() / rows
+                if ranks.first:
+                    print(f"step {step}/{steps}  mean squared error {mean:.6g}", flush=True)
+                    runtime.report(step=step, total_steps=steps, loss=mean)
+            stopping = step % interval == 0 and step < steps and must_stop(ranks)
+            if stopping or (options.checkpoint_every and step % options.checkpoint_every == 0):
+                writer.save(step, strategy, {"step": step})
+            if stopping:
+                return None
     weights = strategy.state()["network"].get("weight", plane.weight.detach())
     return (weights.full_tensor() if isinstance(weights, DTensor) else weights).T
 
