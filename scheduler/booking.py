@@ -37,27 +37,28 @@ NOTHING = 1e-3
 def look_ahead(
     nodes: Mapping[NodeClass, int],
     mix: Mapping[Demand, float],
-    there: Mapping[tuple[Demand, NodeClass], float] | None = None,
+    there: Mapping[Demand, float] | None = None,
 ) -> tuple[Outlook, ...]:
     """The outlook of a mix (demands by frequency) on so many nodes of each class; none if it asks for no devices or
     does not even fill half of them. What no node could hold is not expected.
 
-    `there` is what runs already and stays: its members by demand and class. The mix is what comes after it.
+    `there` is what runs already: members by demand. The mix is what comes after it. The plan is one for both, wherever
+    what runs is: it would be sunk otherwise that too much of a demand is on a class, and never be made good by what
+    comes.
     """
     there = there or {}
     mix = {demand: weight for demand, weight in mix.items() if any(map(demand.fits_empty, nodes))}
-    classes, demands = sorted(nodes), sorted(set(mix) | {demand for demand, _ in there})
+    classes, demands = sorted(nodes), sorted(set(mix) | set(there))
     devices = sum(node.devices * count for node, count in nodes.items())
     size = sum(demand.size * weight for demand, weight in mix.items())
     if not devices or size <= 0:
         return ()
-    held = np.array([[there.get((demand, node), 0.0) for node in classes] for demand in demands])
-    begun = sum(demand.size * count for (demand, _), count in there.items()) / devices
+    begun = sum(demand.size * count for demand, count in there.items()) / devices
     plan = _Plan(
         classes=classes,
         counts=[nodes[node] for node in classes],
         demands=demands,
-        held=held,
+        there=np.array([there.get(demand, 0.0) for demand in demands]),
         begun=begun,
         coming=np.array([mix.get(demand, 0.0) for demand in demands]) * devices / size,
     )
@@ -71,12 +72,12 @@ def look_ahead(
         if _solved(last):
             break
     loads = [load for load in LOADS if begun < load < top]
+    if begun:
+        loads = [begun, *loads]
     models = [plan.model(load) for load in loads]
     for model in models:
         _solved(model)
     splits = _together([*models, last])
-    if begun:
-        loads, splits = [begun, *loads], [held, *splits]
     return (
         Outlook(
             classes=tuple(classes),
@@ -94,16 +95,14 @@ class _Plan:
     classes: Sequence[NodeClass]
     counts: Sequence[int]
     demands: Sequence[Demand]
-    held: Vector
+    there: Vector
     begun: float
     coming: Vector
 
     def model(self, load: float) -> Model:
         """The fluid plan at a load."""
-        wanted = self.held.sum(axis=1) + self.coming * (load - self.begun)
-        model = Model(self.classes, self.counts, self.demands, wanted)
-        model.hold(self.held)
-        return model
+        wanted = self.there + self.coming * (load - self.begun)
+        return Model(self.classes, self.counts, self.demands, wanted)
 
 
 def _solved(model: Model) -> bool:
@@ -139,9 +138,7 @@ def _together(models: Sequence[Model]) -> list[Vector]:
         b_eq=np.concatenate([part[:equalities] for part in least]),
         A_ub=vstack([block_diag([matrix[equalities:] for matrix in matrices], format="csr"), steps]).tocsr(),
         b_ub=np.concatenate([*(part[equalities:] for part in least), np.zeros(len(values) // 2)]),
-        bounds=np.column_stack(
-            [np.concatenate([getattr(model, side) for model in models]) for side in ("lower", "upper")]
-        ),
+        bounds=[(0.0, upper) for model in models for upper in model.upper],
         method="highs-ipm",
     )
     splits = [

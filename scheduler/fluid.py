@@ -75,7 +75,6 @@ class Model:
         self.unit = math.gcd(WHOLE_DEVICE, *self.shares)
         self.entries: list[tuple[int, int, float]] = []
         self.cost: list[float] = []
-        self.lower: list[float] = []
         self.upper: list[float] = []
         self.row_of: dict[tuple[str, int, int], int] = {}
         self.least: list[float] = []  # right-hand sides: row <= value; the first rows are equalities
@@ -116,7 +115,7 @@ class Model:
             b_eq=least[:equalities],
             A_ub=matrix[equalities:],
             b_ub=least[equalities:],
-            bounds=np.column_stack([self.lower, self.upper]),
+            bounds=np.column_stack([np.zeros(len(self.upper)), self.upper]),
             method="highs-ds",
         )
 
@@ -125,7 +124,6 @@ class Model:
         prices = np.concatenate([solution.eqlin.marginals, solution.ineqlin.marginals])
         total = float(prices @ np.array(self.least)) + float(
             np.minimum(solution.upper.marginals, 0.0) @ np.where(np.isfinite(self.upper), self.upper, 0.0)
-            + np.maximum(solution.lower.marginals, 0.0) @ np.array(self.lower)
         )
         for number, node in enumerate(self.classes):
             total -= self.nodes[number] * node.devices * self._best_pattern(number, prices)[0]
@@ -150,7 +148,7 @@ class Model:
         return split
 
     def unplaced(self, values: Vector) -> Vector:
-        """How many of each demand go nowhere in a solution, and what `hold` misses."""
+        """How many of each demand go nowhere in a solution."""
         return np.array([values[column] for column in self.missing])
 
     def leave_spare(self, share: float) -> None:
@@ -163,17 +161,6 @@ class Model:
                 for t, demand in enumerate(self.demands)
                 if (t, number) in self.places
             ]
-
-    def hold(self, there: Vector) -> None:
-        """At least `there[t, c]` of each demand stay on each class.
-
-        The patterns so far may have no room for them: what is missing counts as unplaced until more are generated.
-        """
-        for (t, c), column in self.places.items():
-            self.lower[column] = float(there[t, c])
-        for c in range(len(self.classes)):
-            for share in self.shares:
-                self.missing.append(self._column(UNPLACED_W, {("share", c, share): -1.0}))
 
     def adopt(self, patterns: Iterable[Pattern]) -> None:
         """Adds the patterns that it does not have yet."""
@@ -192,7 +179,6 @@ class Model:
     def _column(self, cost: float, values: Mapping[tuple[str, int, int], float], upper: float = math.inf) -> int:
         column = len(self.cost)
         self.cost.append(cost)
-        self.lower.append(0.0)
         self.upper.append(upper)
         self.entries += [(self.row_of[row], column, value) for row, value in values.items() if value]
         return column

@@ -1,131 +1,126 @@
-"""What comes is compared with what was expected, and expected anew when it differs by more than chance.
+"""What to expect: the mix of demands, learned from the jobs that came, and where a plan for it puts them.
 
-The measure is the variation between the frequencies of demands: half the sum of their differences, each times the
-devices of a member, because large ones matter more. Of equal sources it is not zero, because samples differ;
-`by_chance` is what to expect of it.
+What came is told in periods. Where it changed is where two sources explain it best beside one: what came before then is
+a Dirichlet prior of what came since, worth as many jobs as makes that most likely, and at most as many as it had. At
+that most nothing has changed, and both are simply counted together.
+
+A mix changes in how many large and small jobs there are sooner than in what the large ones are like. So the prior is of
+two levels, *groups* of alike width and the demands within each, with a worth of its own at each: a few hundred jobs
+tell the groups apart, and a rare demand is expected as often among its group as it ever was.
 """
+# scipy ships no types.
+# pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import gammaln
 
 from scheduler.booking import look_ahead
-from scheduler.classes import count_demands, demands_of
+from scheduler.classes import demands_of
 from scheduler.demand import Demand, Outlook
 from scheduler.packing import Packer
-from scheduler.problem import Job, Problem
+from scheduler.problem import Problem
 
 Vector = NDArray[np.float64]
 
-WINDOW = 500
-"""Arrivals that are compared with what was expected."""
+PERIOD = 500
+"""Jobs of a period: fewer would tell little, and a change is seen after one."""
 
-LOOK = 100
-"""Arrivals between two comparisons."""
+SURE = math.log(1000.0)
+"""Two sources must explain what came so much better than one, as the logarithm of a ratio of likelihoods."""
 
-SURPRISE = 4.0
-"""So many standard deviations above what chance explains is a change."""
+UNSEEN = 0.5
+"""Times that a demand which never came before counts as having come."""
 
-TRUST = 100.0
-"""Arrivals that the mix expected before counts for beside those that came since the change: a demand that is rare is
-not forgotten because it did not come again at once."""
-
-
-class Expectation:
-    """What is expected to arrive, learned anew on the way."""
-
-    def __init__(self, outlook: Outlook) -> None:
-        self._mix: Mapping[Demand, float] = _normal(outlook.mix())
-        self._known = math.inf  # arrivals that the mix was learned from
-        self._recent: deque[Demand] = deque(maxlen=WINDOW)
-        self._since: Counter[Demand] = Counter()
-        self._unread = 0
-
-    def changed(self, job: Job) -> bool:
-        """Notes that the job has arrived; whether to learn anew: what came last is not what was expected, or the
-        sample has doubled since it was learned from.
-        """
-        demand = next(iter(count_demands([job])))
-        self._recent.append(demand)
-        self._since[demand] += 1
-        self._unread += 1
-        if self._unread < LOOK or len(self._recent) < WINDOW:
-            return False
-        self._unread = 0
-        recent = Counter(self._recent)
-        if differs(recent, self._mix, self._known):
-            self._since = recent
-            return True
-        return self._since.total() >= 2 * self._known or (
-            self._known == math.inf and differs(self._since, self._mix, self._known)
-        )
-
-    def learn(self, packer: Packer) -> tuple[Outlook, ...]:
-        """The outlook from here on: what is on the packer's fleet stays, and what came since the change goes on."""
-        self._mix, self._known = _joined(self._mix, self._since), self._since.total()
-        return _on_fleet(packer, self._mix)
+HALVINGS = 20
+"""The past is worth all of its jobs, or half of them, and so on, so often. Each time must explain what came e times
+better: what is rare is not forgotten because it did not come again at once.
+"""
 
 
-def outlook_of_past(problem: Problem, before: Sequence[int], lately: Sequence[int]) -> tuple[Outlook, ...]:
+def outlook_of_past(problem: Problem, periods: Sequence[Sequence[int]]) -> tuple[Outlook, ...]:
     """What to expect on the problem's nodes beside what runs there, after jobs that came in the past.
 
-    The problem's jobs are what came, each a number of times: `before[i]` in the longer past, `lately[i]` since. Where
-    the two differ by more than chance, what came lately counts most.
+    The problem's jobs are what came, each a number of times: `periods[p][i]` in period p, the oldest first.
     """
-    past, recent = _count(problem.jobs, before), _count(problem.jobs, lately)
-    if past and recent and differs(recent, _normal(past), past.total()):
-        mix = _joined(_normal(past), recent)
-    else:
-        mix = _normal(past + recent)
-    return _on_fleet(Packer(Problem(nodes=problem.nodes, jobs=(), running=problem.running)), mix)
+    packer = Packer(Problem(nodes=problem.nodes, jobs=(), running=problem.running))
+    return outlook_beside(packer, expected_mix(_counts(problem, periods)))
 
 
-def differs(counts: Counter[Demand], mix: Mapping[Demand, float], known: float) -> bool:
-    """Whether what came differs from the mix, learned from `known` arrivals, by more than chance explains."""
-    demands = sorted(set(mix) | set(counts))
-    expected = np.array([mix.get(demand, 0.0) for demand in demands])
-    came = np.array([counts[demand] for demand in demands]) / counts.total()
-    sizes = np.array([max(1.0, demand.size) for demand in demands])
-    mean, deviation = by_chance(expected, sizes, counts.total(), known)
-    return float(sizes @ np.abs(came - expected)) / 2 > mean + SURPRISE * deviation
-
-
-def by_chance(frequencies: Vector, sizes: Vector, number: int, known: float = math.inf) -> tuple[float, float]:
-    """The variation to expect between frequencies and those of a number of samples, when they were learned from `known`
-    others: its mean and its standard deviation.
-
-    A frequency p among n deviates by about a normal variable with the variance p (1 - p) / n, and in the mean never by
-    more than 2 p.
-    """
-    variance = frequencies * (1 - frequencies) * (1 / number + 1 / known)
-    mean = np.minimum(np.sqrt(2 / math.pi * variance), 2 * frequencies)
-    return float(sizes @ mean) / 2, math.sqrt(float(sizes**2 @ variance) * (1 - 2 / math.pi)) / 2
-
-
-def _count(jobs: Sequence[Job], times: Sequence[int]) -> Counter[Demand]:
-    counts: Counter[Demand] = Counter()
-    for job, number in zip(jobs, times, strict=True):
-        if number:
-            members, demand = next(iter(demands_of(job.shapes)))
-            counts[demand] += members * number
-    return counts
-
-
-def _on_fleet(packer: Packer, mix: Mapping[Demand, float]) -> tuple[Outlook, ...]:
+def outlook_beside(packer: Packer, mix: Mapping[Demand, float]) -> tuple[Outlook, ...]:
+    """What to expect of a mix that comes after what is on the packer's fleet."""
     nodes = Counter(packer.fleet.classes[number] for number in packer.fleet.node_class)
     return look_ahead(nodes, mix, packer.there())
 
 
-def _joined(mix: Mapping[Demand, float], since: Mapping[Demand, int]) -> dict[Demand, float]:
-    joined = {demand: TRUST * weight for demand, weight in mix.items()}
-    for demand, count in since.items():
-        joined[demand] = joined.get(demand, 0.0) + count
-    return _normal(joined)
+def expected_mix(periods: Sequence[Mapping[Demand, float]]) -> dict[Demand, float]:
+    """Demands by frequency, as they are expected after what came in periods, the oldest first; empty after nothing."""
+    demands = sorted({demand for period in periods for demand, count in period.items() if count})
+    if not demands:
+        return {}
+    came = np.array([[float(period.get(demand, 0.0)) for demand in demands] for period in periods])
+    surest, mix = SURE, came.sum(axis=0)
+    for begin in range(1, len(periods)):
+        before, since = came[:begin].sum(axis=0), came[begin:].sum(axis=0)
+        if before.any() and since.any():
+            evidence, changed = _since_a_change(_groups(demands), before, since)
+            if evidence > surest:
+                surest, mix = evidence, changed
+    return dict(zip(demands, (mix / mix.sum()).tolist(), strict=True))
 
 
-def _normal(mix: Mapping[Demand, float]) -> dict[Demand, float]:
-    total = sum(mix.values())
-    return {demand: weight / total for demand, weight in mix.items()}
+def variation(mix: Mapping[Demand, float], other: Mapping[Demand, float]) -> float:
+    """Half the sum of the differences between two mixes, each times the devices of a member, at least 1."""
+    demands = set(mix) | set(other)
+    return sum(max(1.0, demand.size) * abs(mix.get(demand, 0.0) - other.get(demand, 0.0)) for demand in demands) / 2
+
+
+def _since_a_change(groups: NDArray[np.int64], before: Vector, since: Vector) -> tuple[float, Vector]:
+    """How much surer it is that the source changed in between, and the mix after that. `groups[t]` is t's group."""
+    prior = np.where((before == 0) & (since > 0), UNSEEN, before)
+    sums = np.eye(int(groups.max()) + 1)[groups]
+    evidence, by_group = _learned(prior @ sums, since @ sums)
+    mix = np.zeros(len(prior))
+    for group, part in enumerate(by_group):
+        within = groups == group
+        surer, inside = _learned(prior[within], since[within])
+        evidence += surer
+        mix[within] = part * inside
+    return evidence, mix
+
+
+def _learned(prior: Vector, since: Vector) -> tuple[float, Vector]:
+    """The frequencies after counts `since`, with counts `prior` before at their likeliest worth, and by how much (the
+    logarithm) that is likelier than all of them. There is a prior for all that came.
+    """
+    known, came = float(prior.sum()), float(since.sum())
+    worths = known / 2.0 ** np.arange(HALVINGS)
+    seen = since > 0
+    alphas = np.outer(worths, prior[seen] / known)
+    likelihoods: Vector = (
+        gammaln(worths) - gammaln(worths + came) + (gammaln(alphas + since[seen]) - gammaln(alphas)).sum(axis=1)
+    ) - np.arange(HALVINGS)
+    best = int(likelihoods.argmax())
+    mix = worths[best] * prior / known + since
+    return float(likelihoods[best] - likelihoods[0]), mix / mix.sum()
+
+
+def _groups(demands: Sequence[Demand]) -> NDArray[np.int64]:
+    """The number of each demand's group: those of as many whole devices, those of a share, those of none."""
+    widths = [(demand.devices, demand.shared) for demand in demands]
+    known = sorted(set(widths))
+    return np.array([known.index(width) for width in widths], dtype=np.int64)
+
+
+def _counts(problem: Problem, periods: Sequence[Sequence[int]]) -> list[Counter[Demand]]:
+    asked = [next(iter(demands_of(job.shapes))) for job in problem.jobs]
+    counts: list[Counter[Demand]] = [Counter() for _ in periods]
+    for came, times in zip(counts, periods, strict=True):
+        for (members, demand), number in zip(asked, times, strict=True):
+            if number:
+                came[demand] += members * number
+    return counts

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.classes import count_demands, demand_of, demands_of
-from scheduler.demand import WHOLE_DEVICE, Demand, NodeClass, Outlook
+from scheduler.demand import WHOLE_DEVICE, Demand, Outlook
 from scheduler.feasibility import takes_work
 from scheduler.fleet import PARTS, Fleet, Verdicts
 from scheduler.plan import MemberPlacement, Placement
@@ -122,14 +122,9 @@ class Packer:
         )
         return Placement(job=resident.job.id, shape=resident.shape, members=(member,))
 
-    def there(self) -> dict[tuple[Demand, NodeClass], float]:
-        """Members on the fleet, by demand and class."""
-        return {
-            (demand, node): count
-            for demand, counts in self._placed.items()
-            for node, count in zip(self.fleet.classes, counts.tolist(), strict=True)
-            if count
-        }
+    def there(self) -> dict[Demand, float]:
+        """Members on the fleet, by demand."""
+        return {demand: float(counts.sum()) for demand, counts in self._placed.items() if counts.any()}
 
     def least_cost(self, demand: Demand, avoid: int = NO_NODE) -> Spot | None:
         """The cheapest place for one member, not on node `avoid`; None if there is none."""

@@ -9,13 +9,17 @@ import numpy as np
 from bench.packing.ledger import Ledger
 from bench.packing.measure import LOADS
 from bench.packing.trace import Ints
+from scheduler.classes import count_demands
 from scheduler.demand import WHOLE_DEVICE, Outlook
-from scheduler.learning import Expectation
+from scheduler.learning import PERIOD, expected_mix, outlook_beside, variation
 from scheduler.moving import FULL, Mover
 from scheduler.packing import Packer
 from scheduler.plan import Placement, Plan
 from scheduler.problem import Job, Node, Problem
 from scheduler.solve import solve
+
+NOTICE = 0.03
+"""Variation between the mix that is expected and the one that the outlook is for, from which on it is learned anew."""
 
 IMPROVE_EVERY = 20
 """Arrivals between two looks for moves that save power."""
@@ -66,13 +70,24 @@ class Planner:
         self.outlook = outlook
         self.moves = 0
         self._tries_from, self._pause = 0, RETRY
-        self.expectation = Expectation(outlook[0]) if outlook else None
+        self._periods = [outlook[0].mix() if outlook else {}]
+        self._planned = expected_mix(self._periods)
+        self._period: list[Job] = []
         self._read()
 
     def learn(self, job: Job) -> None:
-        """Expects something else if what arrives is not what was expected."""
-        if self.expectation is not None and self.expectation.changed(job):
-            self.outlook = self.expectation.learn(self.packer) or self.outlook
+        """Notes an arrival. After each period, if what came leads to expect another mix, the outlook is learned anew:
+        what is known of history counts as the members that the first outlook places.
+        """
+        self._period.append(job)
+        if not self.outlook or len(self._period) < PERIOD:
+            return
+        self._periods.append(count_demands(self._period))
+        self._period = []
+        mix = expected_mix(self._periods)
+        if variation(mix, self._planned) > NOTICE:
+            self._planned = mix
+            self.outlook = outlook_beside(self.packer, mix) or self.outlook
             self._read()
 
     def start(self, job: Job, moves: int) -> bool:

@@ -247,7 +247,7 @@ class Cycle:
         self._watch_tariff()
         if learns:
             self._learned_at = self._clock_s()
-            self._outlook = self._learn(past.problem, past.before, past.lately) if past else ()
+            self._outlook = self._learn(past.problem, past.periods) if past else ()
             with self._engine.begin() as tx:
                 run_times.learn_kinds(tx)
         problem = self._foreseeing(problem)

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from protocol.jobs import JobSpec
 from scheduler.demand import Outlook
+from scheduler.learning import PERIOD
 from scheduler.problem import Job, Problem, Shape
 from scheduler.runtimes import SHORTEST_RUN_S
 from scheduler.validate import has_several_kinds
@@ -17,37 +18,33 @@ from service.store import jobs as job_store
 PAST = 5_000
 """Jobs that are learned from, the latest."""
 
-LATELY = 500
-"""Of those the latest, which count most if they differ from the others. From fewer jobs nothing is learned."""
-
 LEARN_EVERY_S = 600.0
 
-Learn = Callable[[Problem, Sequence[int], Sequence[int]], tuple[Outlook, ...]]
+Learn = Callable[[Problem, Sequence[Sequence[int]]], tuple[Outlook, ...]]
 """`scheduler.learning.outlook_of_past`, or whoever asks it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Past:
-    """What came: the problem's jobs, each so often in the longer past and lately."""
+    """What came: the problem's jobs, each so often in each period, the oldest first."""
 
     problem: Problem
-    before: tuple[int, ...]
-    lately: tuple[int, ...]
+    periods: tuple[tuple[int, ...], ...]
 
 
 def read_past(tx: Connection, problem: Problem) -> Past | None:
-    """What there is to learn from: nothing if too few jobs came, or all took whole devices. Those are planned exactly,
-    without an outlook. None either where the planner could not use it.
+    """What there is to learn from: nothing if fewer jobs came than a period has, or all took whole devices. Those are
+    planned exactly, without an outlook. None either where the planner could not use it.
     """
     if not foresees(problem):
         return None
     specs = job_store.latest_specs(tx, PAST)
-    if len(specs) < LATELY:
+    if len(specs) < PERIOD:
         return None
     wanted = [_wanted(JobSpec.model_validate(spec), problem) for spec in specs]
     if not any(shape.shared or not shape.devices for shapes in wanted for shape in shapes):
         return None
-    lately, before = Counter(wanted[:LATELY]), Counter(wanted[LATELY:])
+    periods = [Counter(wanted[latest : latest + PERIOD]) for latest in range(0, len(wanted), PERIOD)][::-1]
     kinds = list(dict.fromkeys(wanted))
     jobs = tuple(
         Job(id=f"past-{number}", priority=0, order=number, shapes=shapes, wait_w=0.0)
@@ -55,8 +52,7 @@ def read_past(tx: Connection, problem: Problem) -> Past | None:
     )
     return Past(
         problem=replace(problem, jobs=jobs),
-        before=tuple(before[shapes] for shapes in kinds),
-        lately=tuple(lately[shapes] for shapes in kinds),
+        periods=tuple(tuple(period[shapes] for shapes in kinds) for period in periods),
     )
 
 

@@ -72,10 +72,10 @@ class SolverProcess:
             self.start()
             return solve_greedily(problem)
 
-    def learn(self, problem: Problem, before: Sequence[int], lately: Sequence[int]) -> tuple[Outlook, ...]:
+    def learn(self, problem: Problem, periods: Sequence[Sequence[int]]) -> tuple[Outlook, ...]:
         """What the child expects after this past (`scheduler.learning.outlook_of_past`); nothing if the child fails."""
         try:
-            answer = self._ask({"before": before, "lately": lately}, problem, LEARN_S)
+            answer = self._ask({"periods": periods}, problem, LEARN_S)
             return codec.decode_problem(answer).outlook
         except SolverFailed as failure:
             log.error("the solver failed to learn from past jobs and is replaced; none are expected: %s", failure)
@@ -129,8 +129,8 @@ def serve() -> None:
 
 
 def _answer(asked: dict[str, Any], problem: Problem) -> bytes:
-    if "lately" in asked:
-        outlook = outlook_of_past(problem, asked["before"], asked["lately"])
+    if "periods" in asked:
+        outlook = outlook_of_past(problem, asked["periods"])
         return codec.encode_problem(Problem(nodes=(), jobs=(), outlook=outlook))
     return codec.encode_plan(solve(problem, Budget(**asked)))
 

@@ -6,12 +6,12 @@ import pytest
 
 from protocol.nodes import DeviceReport
 from scheduler.demand import Outlook
-from scheduler.learning import outlook_of_past
+from scheduler.learning import PERIOD, outlook_of_past
 from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve
 from service.cycle.loop import Cycle
-from service.cycle.outlook import LATELY, LEARN_EVERY_S
+from service.cycle.outlook import LEARN_EVERY_S
 from tests.service.cluster import Cluster
 from tests.service.test_cycle import new_cycle
 
@@ -36,9 +36,9 @@ class Watched:
         self.plans.append(solve(problem, budget))
         return self.plans[-1]
 
-    def _learn(self, problem: Problem, before: Sequence[int], lately: Sequence[int]) -> tuple[Outlook, ...]:
+    def _learn(self, problem: Problem, periods: Sequence[Sequence[int]]) -> tuple[Outlook, ...]:
         self.learned += 1
-        return outlook_of_past(problem, before, lately)
+        return outlook_of_past(problem, periods)
 
 
 @pytest.fixture
@@ -71,17 +71,16 @@ def test_what_came_is_what_the_planner_expects(four: Cluster) -> None:
     came(four, 400, devices_per_node=2)
     watched = Watched(four)
     problem = watched.step(four, device_share=0.25, cpu_cores_per_node=0.1)
-    # The latest 500 are 400 wide ones and 100 shares, the 300 before are shares: another mix, which counts for itself
-    # and the one before as for 100 arrivals.
+    # The latest 500 are 400 wide ones and 100 shares, the 300 before are shares: another mix, which counts alone.
     parts = expected(problem)
     assert set(parts) == {(1, 250), (2, 1000)}
-    assert parts[2, 1000] == (LATELY - 101) / (LATELY + 100)
+    assert parts[2, 1000] == (PERIOD - 101) / PERIOD
     assert watched.plans[-1].placements
     assert solve(problem) == watched.plans[-1]
 
 
 @pytest.mark.parametrize(
-    ("count", "spec"), [(LATELY - 2, {"device_share": 0.25}), (LATELY, {})], ids=["too few", "whole devices only"]
+    ("count", "spec"), [(PERIOD - 2, {"device_share": 0.25}), (PERIOD, {})], ids=["too few", "whole devices only"]
 )
 def test_from_too_few_or_from_whole_devices_nothing_is_learned(
     four: Cluster, count: int, spec: dict[str, object]
@@ -94,7 +93,7 @@ def test_from_too_few_or_from_whole_devices_nothing_is_learned(
 
 
 def test_it_is_learned_again_after_a_while_with_what_came_since_and_what_runs(four: Cluster) -> None:
-    came(four, LATELY, device_share=0.25)
+    came(four, PERIOD, device_share=0.25)
     watched = Watched(four)
     first = watched.step(four, device_share=0.25, cpu_cores_per_node=0.1)
     came(four, 100, devices_per_node=0)
@@ -111,7 +110,7 @@ def test_it_is_learned_again_after_a_while_with_what_came_since_and_what_runs(fo
 
 
 def test_where_a_node_has_devices_of_several_kinds_there_is_no_outlook(four: Cluster) -> None:
-    came(four, LATELY, device_share=0.25)
+    came(four, PERIOD, device_share=0.25)
     four.join("n9", devices=[DeviceReport(id=f"{kind}:n9:0", kind=kind, index=0) for kind in ("t4", "h100")])
     watched = Watched(four)
     problem = watched.step(four, device_share=0.25, cpu_cores_per_node=0.1)

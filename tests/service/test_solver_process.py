@@ -123,13 +123,13 @@ def test_a_child_learns_what_we_would_have_learned_and_one_that_fails_expects_no
     solver: SolverProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     often = list(range(1, len(SMALL.jobs) + 1))
-    learned = solver.learn(SMALL, often, often)
-    assert learned == outlook_of_past(SMALL, often, often)
+    learned = solver.learn(SMALL, [often, often])
+    assert learned == outlook_of_past(SMALL, [often, often])
     assert learned
     assert solver.solve(SMALL, Budget()) == solve(SMALL), "the same child"
     monkeypatch.setattr(solver_module.sys, "executable", "/bin/false")
     solver.stop()
-    assert solver.learn(SMALL, often, often) == ()
+    assert solver.learn(SMALL, [often, often]) == ()
     monkeypatch.undo()
     solver.stop()  # the last /bin/false may not have ended yet
-    assert solver.learn(SMALL, often, often) == learned
+    assert solver.learn(SMALL, [often, often]) == learned
