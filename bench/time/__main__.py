@@ -1,6 +1,8 @@
 """Energy and waits over days: our planner beside what is usual, on the same arrivals.
 
-    python -m bench.time [--setting mixed|philly] [--loads .25,.5,.75,.95] [--seeds 5] [--days 3] [--data DIR]
+    python -m bench.time [--setting mixed|philly|caps] [--loads .25,.5,.75,.95] [--seeds 5] [--days 3] [--data DIR]
+
+`caps` is `mixed` once more: ours beside itself with jobs that a power cap may slow down by a twentieth.
 
 Every policy runs the same jobs to their end, and every window ends with the slowest policy's. Nothing of a policy knows
 how long a job really runs. Runs that are finished are kept in `build/time`, by everything that they depend on but the
@@ -20,7 +22,7 @@ from pathlib import Path
 
 from bench.record import keep, quantile, table
 from bench.time import policies
-from bench.time.workload import DAY_S, ESTIMATE_SIGMA, mixed_cluster, philly, synthetic
+from bench.time.workload import DAY_S, ESTIMATE_SIGMA, may_slow, mixed_cluster, philly, synthetic
 from scheduler.power import BOOT_S
 from scheduler.problem import Node, Problem
 from scheduler.simulate import Arrival, Decision, Gap, Planner, Run, Switching, Window, energy_gap, simulate
@@ -31,6 +33,8 @@ IDLE_S = 900.0
 
 REFERENCE = "EASY backfill, best fit, timer"
 OURS = "Ergon"
+CAPPED = "Ergon, 5 % slower allowed"
+MAY_SLOW = 0.05
 BUILD = Path("build/time")
 
 POLICIES: dict[str, Callable[[], Planner]] = {
@@ -41,9 +45,16 @@ POLICIES: dict[str, Callable[[], Planner]] = {
     "Gavel's LP, best fit, timer": lambda: policies.gavel,
     "PWR+FGD, timer": lambda: policies.pwr_fgd(0.1),
     OURS: lambda: policies.ours,
+    CAPPED: lambda: policies.ours,
 }
 """How to begin with each of them: one that learns what arrives must not know the window before."""
 ALWAYS_ON = "FIFO, spread, always on"
+
+
+def compared(setting: str) -> list[str]:
+    """The policies that a setting compares."""
+    return [REFERENCE, OURS, CAPPED] if setting == "caps" else [policy for policy in POLICIES if policy != CAPPED]
+
 
 HEADER = (
     "load",
@@ -61,6 +72,7 @@ HEADER = (
     "p95",
     "p99",
     "slowdown",
+    "longer",
     "makespan h",
     "cycle p95 ms",
 )
@@ -90,7 +102,8 @@ def arrivals_of(task: Task) -> tuple[Arrival, ...]:
     """What comes in the task's window."""
     if task.setting == "philly":
         return philly(Path(task.data), task.seed, task.load, task.days)
-    return synthetic(task.seed, task.load, task.days)
+    arrivals = synthetic(task.seed, task.load, task.days)
+    return may_slow(arrivals, MAY_SLOW) if task.policy == CAPPED else arrivals
 
 
 def nodes_of(task: Task) -> tuple[Node, ...]:
@@ -144,12 +157,14 @@ class Figures:
     wait_p95_s: float
     wait_p99_s: float
     slowdown: float
+    longer: float
     makespan_h: float
     cycle_p95_s: float
 
 
-def figures(load: float, policy: str, windows: Sequence[tuple[Window, Gap, float, float]]) -> Figures:
-    """Means over the seeds of a policy's windows, each with its gap, its makespan (s) and its cycle time (s).
+def figures(load: float, policy: str, windows: Sequence[tuple[Window, Gap, float, float, float]]) -> Figures:
+    """Means over the seeds of a policy's windows, each with its gap, its makespan (s), its cycle time (s) and how much
+    longer its jobs ran for caps, as a fraction.
 
     Slowdown is bounded: (wait + run) / max(run, 60 s), at least 1.
     """
@@ -173,14 +188,28 @@ def figures(load: float, policy: str, windows: Sequence[tuple[Window, Gap, float
         wait_p95_s=mean(quantile(one, 0.95) for one in waits),
         wait_p99_s=mean(quantile(one, 0.99) for one in waits),
         slowdown=mean(sum(map(_slowdown, window.runs)) / len(window.runs) for window, *_ in windows),
-        makespan_h=mean(makespan_s / 3600 for _, _, makespan_s, _ in windows),
-        cycle_p95_s=mean(cycle_s for *_, cycle_s in windows),
+        longer=mean(longer for *_, longer in windows),
+        makespan_h=mean(makespan_s / 3600 for _, _, makespan_s, *_ in windows),
+        cycle_p95_s=mean(cycle_s for *_, cycle_s, _ in windows),
     )
 
 
 def _slowdown(run: Run) -> float:
     ran_s = run.ended_s - run.began_s
     return max(1.0, (run.wait_s + ran_s) / max(ran_s, 60.0))
+
+
+def _longer(arrivals: Sequence[Arrival], window: Window) -> float:
+    """How much longer the jobs ran than on the same devices without caps, by device-seconds, as a fraction."""
+    came = {arrival.job.id: arrival for arrival in arrivals}
+    free_s = ran_s = 0.0
+    for run in window.runs:
+        arrival = came[run.job]
+        kind = arrival.job.shapes[run.shape].kind
+        shapes = zip(arrival.job.shapes, arrival.runs_s, strict=True)
+        free_s += run.devices * next(run_s for shape, run_s in shapes if shape.kind == kind and not shape.cap_w)
+        ran_s += run.devices * (run.ended_s - run.began_s)
+    return ran_s / free_s - 1
 
 
 def row(one: Figures, reference: Figures) -> tuple[str, ...]:
@@ -201,12 +230,13 @@ def row(one: Figures, reference: Figures) -> tuple[str, ...]:
         f"{one.wait_p95_s:.0f}",
         f"{one.wait_p99_s:.0f}",
         f"{one.slowdown:.2f}",
+        f"{one.longer:.1%}",
         f"{one.makespan_h:.1f}",
         f"{1000 * one.cycle_p95_s:.0f}",
     )
 
 
-def summed(outcomes: dict[Task, Outcome], loads: Sequence[float], seeds: int) -> list[Figures]:
+def summed(outcomes: dict[Task, Outcome], loads: Sequence[float], seeds: int, setting: str) -> list[Figures]:
     """All lines of the table, load by load. Windows of one seed and load end together."""
     lines: list[Figures] = []
     for load in loads:
@@ -218,22 +248,23 @@ def summed(outcomes: dict[Task, Outcome], loads: Sequence[float], seeds: int) ->
             }
             for seed in range(seeds)
         ]
-        for policy in POLICIES:
-            windows: list[tuple[Window, Gap, float, float]] = []
+        for policy in compared(setting):
+            windows: list[tuple[Window, Gap, float, float, float]] = []
             for one in by_seed:
                 task, outcome = one[policy]
                 end_s = max(other.window.end_s for _, other in one.values())
                 window = outcome.window.until(end_s)
-                gap = energy_gap(mixed_cluster(), arrivals_of(task), window, pue=PUE)
+                arrivals = arrivals_of(task)
+                gap = energy_gap(mixed_cluster(), arrivals, window, pue=PUE)
                 makespan_s = max(run.ended_s for run in window.runs)
-                windows.append((window, gap, makespan_s, outcome.cycle_p95_s))
+                windows.append((window, gap, makespan_s, outcome.cycle_p95_s, _longer(arrivals, window)))
             lines.append(figures(load, policy, windows))
     return lines
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", choices=("mixed", "philly"), default="mixed")
+    parser.add_argument("--setting", choices=("mixed", "philly", "caps"), default="mixed")
     parser.add_argument("--loads", default=".25,.5,.75,.95", help="offered work over capacity")
     parser.add_argument("--seeds", type=int, default=5, help="windows for each load, seeds from 0")
     parser.add_argument("--days", type=float, default=3.0, help="length of the arrivals")
@@ -247,7 +278,7 @@ def main() -> int:
         Task(setting=options.setting, load=load, days=options.days, seed=seed, policy=policy, data=options.data)
         for seed in range(options.seeds)
         for load in loads
-        for policy in POLICIES
+        for policy in compared(options.setting)
     ]
     outcomes: dict[Task, Outcome] = {}
     with ProcessPoolExecutor(options.processes) as pool:
@@ -257,12 +288,13 @@ def main() -> int:
                 f"{len(outcomes)} of {len(tasks)}: load {task.load:g}, seed {task.seed}, {task.policy}", file=sys.stderr
             )
 
-    lines = summed(outcomes, loads, options.seeds)
+    lines = summed(outcomes, loads, options.seeds, options.setting)
     references = {line.load: line for line in lines if line.policy == REFERENCE}
     text = (
         f"{options.seeds} windows of {options.days:g} days for each load, 34 nodes with 240 devices; {options.setting} "
         f"arrivals, estimates wrong by a log-normal factor of sigma {ESTIMATE_SIGMA:g}, PUE {PUE:g}, boots of "
-        f"{BOOT_S:g} s. Energy gap, idle, boots and shapes are parts of LB0. Cycles in CPU time.\n\n"
+        f"{BOOT_S:g} s. Energy gap, idle, boots and shapes are parts of LB0. Longer: run time that caps add. "
+        f"Cycles in CPU time.\n\n"
         f"{table(HEADER, [row(line, references[line.load]) for line in lines])}"
     )
     print(text)

@@ -7,11 +7,12 @@ A100-seconds.
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from scheduler.caps import with_caps
 from scheduler.power import BOOT_S, BOOT_SHARE, OFF_W
 from scheduler.problem import Device, Job, Node, NodePower, Shape
 from scheduler.simulate import Arrival
@@ -112,6 +113,18 @@ def philly(data: Path, seed: int, load: float, days: float) -> tuple[Arrival, ..
     return _arrivals([Work(at_s=one.at_s * scale, size=one.size, run_s=one.run_s) for one in works], rng)
 
 
+def may_slow(arrivals: Sequence[Arrival], slower: float) -> tuple[Arrival, ...]:
+    """The same jobs, which power caps may slow down by this fraction. They really do so as the model says."""
+    return tuple(_may_slow(arrival, slower) for arrival in arrivals)
+
+
+def _may_slow(arrival: Arrival, slower: float) -> Arrival:
+    shapes = with_caps(arrival.job.shapes, slower, {kind.name: 0.0 for kind in NODES})
+    free = {shape.kind: (shape.run_s, run_s) for shape, run_s in zip(arrival.job.shapes, arrival.runs_s, strict=True)}
+    runs_s = tuple(shape.run_s / free[shape.kind][0] * free[shape.kind][1] for shape in shapes)
+    return replace(arrival, job=replace(arrival.job, shapes=shapes, may_slow=slower), runs_s=runs_s)
+
+
 def _arrivals(works: Sequence[Work], rng: np.random.Generator) -> tuple[Arrival, ...]:
     return tuple(_arrival(work, number, rng) for number, work in enumerate(works))
 
@@ -152,4 +165,5 @@ def _node(kind: Kind, number: int) -> Node:
         power=NodePower(base_w=kind.base_w, off_w=OFF_W, boot_s=BOOT_S, boot_j=BOOT_SHARE * kind.base_w * BOOT_S),
         on=False,
         can_switch=True,
+        can_cap=True,
     )
