@@ -210,6 +210,13 @@ class JobSpec(Message):
         description="How long after its submission its first start may be put off for hours in which energy is cheaper "
         "or cleaner, in s; not at all if absent. Which hours those are the service is told by ERGON_TARIFF.",
     )
+    may_slow: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="By how much power caps on its devices may make its run longer, as a fraction such as 0.1; the "
+        "planner caps them where that saves energy or lets it start under a power budget. Whole accelerators only.",
+    )
     array: ArraySpec | None = Field(default=None, description="Submit it many times over, with a number each.")
     after: list[Dependency] = Field(
         default=[],
@@ -275,6 +282,8 @@ class JobSpec(Message):
                 f"`nodes` is the range {self.nodes}, and that goes with whole devices: leave `device_share` at 1 and "
                 f"`devices_per_node` at 1 or more, or give one number of nodes"
             )
+        if self.may_slow and (self.device_share < 1 or not self.devices_per_node):
+            raise ValueError("`may_slow` is about power caps on whole devices: leave it out for a share, or for none")
         if self.device_kinds and not self.devices_per_node:
             raise ValueError("`device_kinds` names devices, and `devices_per_node` is 0; leave one of them out")
         return self
@@ -358,6 +367,10 @@ class AttemptView(View):
     epoch: int
     state: AttemptState
     reason: ShownReason | None = None
+    cap_w: float | None = Field(
+        default=None, description="Power limit that its devices have for it, in W; null if theirs was left."
+    )
+    slower: float = Field(default=1.0, description="How many times as long it is expected to run for that.")
     granted_at: datetime
     started_at: datetime | None = None
     ended_at: datetime | None = None

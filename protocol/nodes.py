@@ -100,6 +100,9 @@ class DeviceView(View):
     kind: str
     index: int
     memory_bytes: int
+    least_cap_w: float | None = Field(
+        default=None, description="The lowest power limit that its agent can set, in W; null if it can set none."
+    )
     job: str | None = Field(default=None, description="The job that holds it, the first if several do.")
     holders: list[DeviceHolder] = Field(default=[], description="Every job that holds it or a share of it.")
     condition: DeviceCondition = Field(

@@ -30,6 +30,8 @@ Blob = Annotated[
 """Bytes, base64 in JSON."""
 
 
+CapFloor = Annotated[float, Field(ge=0, le=1e5)]
+
 Reason = Annotated[Text, Field(max_length=MAX_REASON)]
 
 
@@ -63,6 +65,9 @@ class RegisterResponse(View):
     )
     knows_limits: bool = Field(
         default=False, description="Whether reports may carry `limits`: a first service did not know it."
+    )
+    knows_caps: bool = Field(
+        default=False, description="Whether reports may carry `caps`: a first service did not know it."
     )
 
 
@@ -138,6 +143,12 @@ class SyncRequest(Message):
         max_length=2,
         description="What the kernel limits on this node, tried out; said once for each incarnation.",
     )
+    caps: dict[DeviceId, CapFloor] | None = Field(
+        default=None,
+        max_length=4_096,
+        description="Every device whose power limit the agent can set, tried out, and the lowest limit it takes, in W; "
+        "said once for each incarnation, and again when a limit could not be set.",
+    )
     members: list[MemberReport] = []
     chunks: list[StreamChunk] = Field(default=[], max_length=256)
     samples: list[PowerSample] = Field(default=[], max_length=10_000)
@@ -200,6 +211,11 @@ class Assignment(View):
     on_disconnect: Literal["fence", "wait"] = "fence"
     checkpoint: CheckpointMark | None = Field(
         default=None, description="The job's latest checkpoint that the service knows of: ranks go on from there."
+    )
+    cap_w: float | None = Field(
+        default=None,
+        description="Power limit that each of its devices gets while its ranks run, in W; absent to leave it. Only for "
+        "agents that said that they can set it.",
     )
     stop_grace_s: float = Field(description="From the polite signal to the one that cannot be refused, in s.")
     offsets: dict[str, int] = Field(

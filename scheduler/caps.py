@@ -61,6 +61,11 @@ def work_share(kind: str, active_w: float, cap_w: float) -> float:
     return min(1.0, math.pow(left, curve.exponent))
 
 
+def capped_w(kind: str, active_w: float, cap_w: float | None) -> float:
+    """What a device draws above its bare idle under a cap, or without one, in W."""
+    return active_w if cap_w is None else min(active_w, max(0.0, cap_w - device_power(kind).bare_idle_w))
+
+
 def with_caps(shapes: Sequence[Shape], may_slow: float, least_w: Mapping[str, float]) -> tuple[Shape, ...]:
     """The shapes, and after them each of the whole devices that may be capped again with the caps worth offering.
 
@@ -86,7 +91,8 @@ def _capped(shape: Shape, may_slow: float, least_w: float) -> Iterator[Shape]:
         if not may_slow or busy_w <= idle_w or cap_w >= busy_w:
             continue
         slower = 1 / work_share(shape.kind, shape.active_w, cap_w)
-        capped = replace(shape, cap_w=cap_w, active_w=cap_w - power.bare_idle_w, run_s=shape.run_s * slower)
+        active_w = cap_w - power.bare_idle_w
+        capped = replace(shape, cap_w=cap_w, active_w=active_w, run_s=shape.run_s * slower, slower=slower)
         if capped.work_j < shape.work_j:
             yield capped
 

@@ -184,7 +184,8 @@ class _Cluster:
         one, home, best = self._jobs[job], self._home[job], None
         longest_s = self._now(job).run_s
         for number, shape in enumerate(one.job.shapes):
-            if shape.members != 1 or shape.shared or shape.run_s > longest_s:
+            # What moves goes on without a power cap.
+            if shape.members != 1 or shape.shared or shape.cap_w or shape.run_s > longest_s:
                 continue
             if shape.devices and shape.kind not in room.free:
                 continue

@@ -114,7 +114,7 @@ class Shape:
     memory only, on nodes of any kind, and `kind` is empty.
 
     `cap_w` is the power limit that each of its devices gets, in W; 0 leaves it as it is. A shape with one comes beside
-    the same without, which is faster.
+    the same without, and `run_s` is `slower` times that one's.
     """
 
     members: int
@@ -128,6 +128,7 @@ class Shape:
     share: int = WHOLE_DEVICE
     isolation: Isolation = Isolation.NONE
     cap_w: float = 0.0
+    slower: float = 1.0
 
     @property
     def shared(self) -> bool:

@@ -142,7 +142,7 @@ def _cap(name: str, job: Job, shape: Shape) -> Iterator[str]:
 
 def _but_cap(shape: Shape) -> Shape:
     """What a shape asks for, whatever its cap and what follows from it."""
-    return replace(shape, cap_w=0.0, run_s=0.0, active_w=0.0)
+    return replace(shape, cap_w=0.0, slower=1.0, run_s=0.0, active_w=0.0)
 
 
 def _number(name: str, value: float, least: float, most: float, *, open_below: bool = False) -> Iterator[str]:

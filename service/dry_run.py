@@ -23,8 +23,10 @@ from scheduler.validate import packs, validate
 from service import run_times, submission, verdicts
 from service.auth import Person
 from service.cycle.problem import planned_job, put_off_of, read_problem, verdict_view
+from service.cycle.shapes import least_caps_w
 from service.dependencies import Waits
 from service.power_budgets import PowerRules
+from service.store import nodes as node_store
 from service.tariffs import PutOff, Tariff
 
 LAST = 2**62
@@ -65,8 +67,9 @@ def read(
     problem, _ = read_problem(tx, pue=pue, overtaken_s=overtaken_s, now=now, power=power, tariff=tariff)
     works = [(person.id, run_times.signature(spec)) for spec in specs]
     times = run_times.read(tx, works)
+    caps = least_caps_w(node_store.list_devices(tx))
     asked = [
-        planned_job(spec, problem.nodes, times, work, job_id=f"asked-{index}", order=LAST + index)
+        planned_job(spec, problem.nodes, times, work, caps, job_id=f"asked-{index}", order=LAST + index)
         for index, (spec, work) in enumerate(zip(specs, works, strict=True))
     ]
     later = [put_off_of(spec, job.shapes, now, tariff, now) for spec, job in zip(specs, asked, strict=True)]

@@ -148,6 +148,8 @@ devices = Table(
     Column("number", Integer, nullable=False),
     Column("memory_bytes", BigInteger, nullable=False),
     Column("power_limit_w", Float, nullable=True),
+    # The lowest limit that its agent can set; null if it can set none, or has not said so since it registered.
+    Column("least_cap_w", Float, nullable=True),
     # False once the node's agent no longer offers it.
     Column("present", Boolean, nullable=False),
     # Why its agent says that it must not get work; null if it may.
@@ -304,6 +306,9 @@ attempts = Table(
     # Why it was told to stop, or why it ended.
     Column("reason", Text, nullable=True),
     Column("rendezvous", Text, nullable=True),
+    # The power limit of its devices, if it has one of its own, and how many times as long it runs for that, expected.
+    Column("cap_w", Float, nullable=True),
+    Column("slower", Float, nullable=False, server_default="1"),
     _time("granted_at"),
     _time("started_at", nullable=True),
     _time("ended_at", nullable=True),

@@ -93,6 +93,7 @@ def register(
         knows_out_of_memory=True,
         state_folders=True,
         knows_limits=True,
+        knows_caps=True,
     )
 
 
@@ -170,6 +171,7 @@ def _device_row(device: DeviceReport) -> dict[str, object]:
         "memory_bytes": device.memory_bytes,
         "power_limit_w": device.power_limit_w,
         "unfit_reason": None,  # its agent says so anew if it is
+        "least_cap_w": None,  # the same
     }
 
 

@@ -121,7 +121,8 @@ class RunTimes:
     def left(self, member: Record, now: datetime) -> RunTime:
         """How much longer an attempt needs that holds nodes. `member` is a row of `attempts.held_work`."""
         spec = JobSpec.model_validate(member.spec)
-        work = self.whole((member.user_id, member.signature), spec, member.kind, member.nodes).part(_share_left(member))
+        share = _share_left(member) * member.slower
+        work = self.whole((member.user_id, member.signature), spec, member.kind, member.nodes).part(share)
         if member.started_at is None:
             return work
         saved = member.checkpoint_epoch == member.epoch
@@ -132,10 +133,12 @@ class RunTimes:
 
     def left_on(self, member: Record, now: datetime) -> Callable[[str, int], float]:
         """How much longer an attempt that holds nodes would need on so many nodes with devices of a kind, in s: what it
-        needs where it is, and as much more or less elsewhere as a whole run would take there. `member` as for `left`.
+        needs where it is without a power cap, and as much more or less elsewhere as a whole run would take there.
+        `member` as for `left`.
         """
         work, spec = (member.user_id, member.signature), JobSpec.model_validate(member.spec)
         left_s, here_s = self.left(member, now).median_s, self.whole(work, spec, member.kind, member.nodes).median_s
+        left_s /= member.slower
         return lambda kind, nodes: left_s * self.whole(work, spec, kind, nodes).median_s / here_s
 
     def best_known(self, job: Record, spec: JobSpec) -> tuple[str, RunTime]:

@@ -56,12 +56,19 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
         if report.attempt in held:
             attempts.take_report(tx, node.id, report, max_attempts=max_attempts, now=now)
     _take_samples(tx, node, request, now=now)
+    _take_inventory(tx, node, request)
+    if request.leaving:
+        nodes.lose(tx, node.id, last_seen_at=now, max_attempts=max_attempts, now=now)
+
+
+def _take_inventory(tx: Connection, node: Record, request: SyncRequest) -> None:
+    """What the agent says of its devices and of the kernel, as far as it is news."""
     if request.unfit is not None and node_store.set_unfit(tx, node.id, request.unfit):
         notify(tx, "cycle")
     if request.limits is not None:
         node_store.change_node(tx, node.id, limits=request.limits)
-    if request.leaving:
-        nodes.lose(tx, node.id, last_seen_at=now, max_attempts=max_attempts, now=now)
+    if request.caps is not None and node_store.set_caps(tx, node.id, request.caps):
+        notify(tx, "cycle")
 
 
 def _told_of(request: SyncRequest, held: Iterable[str]) -> set[str]:
@@ -153,6 +160,7 @@ def _assignment(row: Record, devices: Sequence[DeviceGrant], stop_grace_s: float
         disk_bytes=spec.disk_bytes_per_node,
         on_disconnect=spec.on_disconnect,
         checkpoint=_mark(row),
+        cap_w=row.cap_w,
         stop_grace_s=stop_grace_s if spec.stop_grace_s is None else spec.stop_grace_s,
     )
 

@@ -10,6 +10,7 @@ import ssl
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,6 +23,7 @@ from protocol.faults import in_words
 from protocol.nodes import Limit
 from workers.agent import Agent, Settings
 from workers.bell import Bell
+from workers.caps import Caps
 from workers.cgroups import Groups, NoGroups, find_groups
 from workers.checkpoints import Checkpoints
 from workers.containers import find_runtime
@@ -167,6 +169,8 @@ def _agent(options: argparse.Namespace) -> Agent:
     try:
         journal = Journal(options.state_dir)
         groups = _groups(journal.folder)
+        caps = Caps(journal.folder) if gpus else None
+        gpus = [replace(gpu, power_limit_w=caps.usual_w(gpu.uuid) or gpu.power_limit_w) for gpu in gpus if caps]
         report = take_inventory(
             address=options.address or address or local_address_towards(server.hostname, server.port or 80),
             gpus=gpus,
@@ -206,6 +210,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         credentials=credentials,
         checkpoints=Checkpoints(bell.ring) if settings.checkpoints else Uploads(transfer, bell.ring, chance),
         expiry=Expiry(settings.checkpoints, transfer, chance) if settings.checkpoints else None,
+        caps=caps,
         now_s=_boottime_s,
         chance=chance,
         health=Health(

@@ -17,6 +17,7 @@ from protocol.states import EndReason
 from protocol.sync import Assignment, MemberReport, RegisterResponse, StreamChunk, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
 from workers.bell import Bell
+from workers.caps import CannotCap, Caps
 from workers.checkpoints import Checkpoints
 from workers.exchange import EXIT_REFUSED, EXIT_REPLACED, Backoff, Doorbell, Exchange, Forgotten, Refused, Unavailable
 from workers.expiry import Expiry
@@ -103,6 +104,7 @@ class Agent:
         health: Health | None = None,
         checkpoints: Checkpoints | None = None,
         expiry: Expiry | None = None,
+        caps: Caps | None = None,
     ) -> None:
         """Everything it does to the machine and hears of the service, it does and hears through its arguments.
 
@@ -113,6 +115,7 @@ class Agent:
             health: looks after the devices, if anybody does.
             checkpoints: looks after what ranks save, if anybody does.
             expiry: deletes what old jobs have saved, where nodes share a folder.
+            caps: sets power limits of GPUs, if there are any.
         """
         self._settings = settings
         self._report = report
@@ -126,14 +129,17 @@ class Agent:
         self._expiry = expiry
         self._health = health
         self._told_unfit: Mapping[str, str] = {}
+        self._caps = caps
         self._owes_limits = False
+        self._owes_caps = False
         self._credentials = credentials
         self._now_s = now_s
         self._backoff = Backoff(chance)
         self._shipper = Shipper()
+        self._gpus = [device.id for device in report.devices if device.kind != "cpu"]
         self._meter = Meter(
             every_s=settings.sample_s,
-            gpus=[device.id for device in report.devices if device.kind != "cpu"],
+            gpus=self._gpus,
             rapl=Rapl() if offers_whole_machine(report) else None,
             clock=CpuClock(self._runs.cpu_totals()),
             now_s=now_s(),
@@ -167,6 +173,7 @@ class Agent:
         """
         if self._health:
             self._health.start()
+        self._settle_caps(self._runs.refresh())
         if not self._join():
             return
         self._outputs.start()
@@ -216,6 +223,7 @@ class Agent:
         self._tells_out_of_memory = registration.knows_out_of_memory
         self._tells_folder = registration.state_folders
         self._owes_limits = registration.knows_limits
+        self._owes_caps = self._caps is not None and registration.knows_caps
         self._doorbell.begin(registration.incarnation)
         return True
 
@@ -295,7 +303,14 @@ class Agent:
         )
         for action in actions:
             self._perform(action)
-        return self._look()
+        runs = self._look()
+        self._settle_caps(runs)
+        return runs
+
+    def _settle_caps(self, runs: Mapping[str, Run]) -> None:
+        """Put back the power limits of devices on which nothing is left."""
+        if self._caps:
+            self._caps.settle({run.attempt for run in runs.values() if run.exit is None or not run.exit.clean})
 
     def _look(self) -> dict[str, Run]:
         """Every run; whether an ended one is shipped is looked up, of others it does not matter yet."""
@@ -360,10 +375,20 @@ class Agent:
                 checkpoints=self._settings.checkpoints if self._tells_checkpoints else None,
                 stores=self._stores_checkpoints and self._settings.checkpoints is None,
             )
+            self._cap(assignment)
             self._runs.start(attempt, launch, self._credentials)
         except (OSError, NoFreePort) as error:
             log.error("cannot start attempt %s: %s", attempt, error)
+            self._owes_caps = self._owes_caps or isinstance(error, CannotCap)
             self._clear(attempt, f"the node could not start it: {error}")
+
+    def _cap(self, assignment: Assignment) -> None:
+        """Lower the power limits of its devices, if that is asked for."""
+        if assignment.cap_w is None:
+            return
+        if self._caps is None:
+            raise CannotCap("this node has no GPU whose power limit could be set")
+        self._caps.apply(assignment.attempt, [device.id for device in assignment.devices], assignment.cap_w)
 
     def _interface(self, assignment: Assignment) -> str | None:
         """What carries the gang: the loopback where it has one member only, else the interface of the node."""
@@ -450,6 +475,7 @@ class Agent:
             leaving=leaving,
             unfit=None if unfit is None else dict(unfit),
             limits=list(self._settings.limits) if self._owes_limits else None,
+            caps=self._caps.able(self._gpus) if self._caps and self._owes_caps else None,
             members=reports,
             chunks=chunks,
             samples=[reading.aged(self._sent_s) for reading in readings],
@@ -466,7 +492,7 @@ class Agent:
             self._readings.popleft()
         self._told = reports
         self._told_unfit = self._told_unfit if unfit is None else unfit
-        self._owes_limits = False
+        self._owes_limits = self._owes_caps = False
         self._take_in(answer, self._sent_s)
         return True
 

@@ -56,6 +56,28 @@ def utilisation(uuid: str) -> float | None:
         return None
 
 
+def power_limit_w(uuid: str) -> float | None:
+    """The power limit that is set, in W; None if it cannot be read."""
+    return _asked(lambda: pynvml.nvmlDeviceGetPowerManagementLimit(_handle(uuid)) / 1000)
+
+
+def least_power_limit_w(uuid: str) -> float | None:
+    """The lowest limit that the device takes, in W; None if it takes none."""
+    return _asked(lambda: pynvml.nvmlDeviceGetPowerManagementLimitConstraints(_handle(uuid))[0] / 1000)
+
+
+def set_power_limit_w(uuid: str, watts: float) -> None:
+    """Set the power limit, in W. It lasts until the driver is unloaded or the machine boots.
+
+    Raises:
+        OSError: the driver refuses; only root may set limits, and not everywhere.
+    """
+    try:
+        pynvml.nvmlDeviceSetPowerManagementLimit(_handle(uuid), round(watts * 1000))
+    except pynvml.NVMLError as error:
+        raise OSError(str(error)) from error
+
+
 class GpuFaults:
     """What the driver says is wrong with its GPUs. Made once: it listens for critical events from then on."""
 
@@ -103,6 +125,10 @@ class GpuFaults:
                 return  # no more events, or a GPU that does not even tell its name, which `fault` finds out
             if event.eventData in XIDS_OF_HARDWARE:
                 self._seen.setdefault(uuid, int(event.eventData))
+
+
+def _handle(uuid: str) -> object:
+    return pynvml.nvmlDeviceGetHandleByUUID(uuid)
 
 
 def _asked(query: Callable[[], Answer]) -> Answer | None:

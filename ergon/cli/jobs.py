@@ -25,7 +25,7 @@ from ergon.cli.output import (
 from ergon.cli.units import show_duration, show_size
 from ergon.client import Client, Stream
 from ergon.errors import ErgonError
-from protocol.jobs import ArrayView, ExpectedView, JobSpec, JobView, LogView, ProgressView
+from protocol.jobs import ArrayView, AttemptView, ExpectedView, JobSpec, JobView, LogView, ProgressView
 from protocol.states import FINAL_JOB_STATES, JobState
 
 NEWEST = 20
@@ -180,12 +180,20 @@ def _describe(job: JobView) -> None:
             + (f" ({attempt.reason})" if attempt.reason else "")
             + (f", on {len(attempt.members)} of {spec.nodes} nodes" if len(spec.sizes) > 1 else "")
             + f", granted {local_time(attempt.granted_at)}"
+            + _describe_cap(attempt)
         )
         for member in attempt.members:
             facts = [f"exit code {member.exit_code}"] if member.exit_code is not None else []
             facts += [str(fact) for fact in (member.reason, member.message) if fact]
             ended = f" ({', '.join(facts)})" if facts else ""
             line(f"  {member.node}: {', '.join(member.devices) or 'no device'}: {member.state}{ended}")
+
+
+def _describe_cap(attempt: AttemptView) -> str:
+    """Such as `, capped at 266 W each device, about 4.8% slower`."""
+    if attempt.cap_w is None:
+        return ""
+    return f", capped at {attempt.cap_w:.0f} W each device, about {attempt.slower - 1:.1%} slower"
 
 
 def _describe_expected(expected: ExpectedView, spec: JobSpec, *, runs: bool) -> str:
@@ -222,6 +230,8 @@ def describe_request(spec: JobSpec) -> str:
         words += f", {show_duration(spec.stop_grace_s)} to leave when stopped"
     if spec.may_wait_s:
         words += f", may wait {show_duration(spec.may_wait_s)} for cheaper hours"
+    if spec.may_slow:
+        words += f", may run {spec.may_slow:.1%} longer to save energy"
     if spec.may_move:
         words += ", may be moved"
     if spec.time_limit_s:

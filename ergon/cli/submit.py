@@ -12,7 +12,7 @@ from ergon.cli.batch import MAYBE_SUBMITTED, submit_batch, try_out
 from ergon.cli.jobfile import read_jobs
 from ergon.cli.jobs import goes_on, print_logs, say_end
 from ergon.cli.output import Json, line, note, told_on_interrupt, write_json
-from ergon.cli.units import parse_duration, parse_size, show_size
+from ergon.cli.units import parse_duration, parse_percent, parse_size, show_size
 from ergon.client import Client
 from ergon.errors import ErgonError
 from ergon.shipping import Shipment, pack_directory
@@ -38,6 +38,7 @@ OPTIONS = {
     "stop_grace_s": "--stop-grace",
     "expected_run_s": "--expect",
     "may_wait_s": "--may-wait",
+    "may_slow": "--may-slow",
     "env": "--env",
     "array": "--array",
     "after": "--after",
@@ -160,6 +161,14 @@ def submit(
             help="How long it may wait for hours of cheaper or cleaner energy.",
         ),
     ] = None,
+    may_slow: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_percent,
+            metavar="PERCENT",
+            help="How much longer it may run so that power caps save energy, such as 10%.",
+        ),
+    ] = None,
     may_move: Annotated[
         bool, typer.Option("--may-move", help="It may be stopped and go on elsewhere from its latest checkpoint.")
     ] = False,
@@ -200,6 +209,7 @@ def submit(
         "stop_grace_s": stop_grace,
         "expected_run_s": expect,
         "may_wait_s": may_wait,
+        "may_slow": may_slow,
         "env": _pairs(env or [], "--env", "NAME=VALUE"),
         "image": image,
         "python": python,

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: `90s`, `15m`, `2h`, `4GiB`."""
+"""Durations, sizes and shares as people write them: `90s`, `15m`, `2h`, `4GiB`, `10%`."""
 
 import re
 from datetime import datetime
@@ -13,6 +13,7 @@ BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
     "GB": 10**9,
     "TB": 10**12,
 }
+_PERCENT = re.compile(r"(\d{1,5}(?:\.\d{1,5})?) ?%", re.ASCII)
 _QUANTITY = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([A-Za-z]+)", re.ASCII)
 
 
@@ -30,6 +31,17 @@ def parse_size(text: str) -> int:
     Raises typer.BadParameter.
     """
     return round(_amount(text, BYTES, "a size", "4GiB, 512MiB or 500MB"))
+
+
+def parse_percent(text: str) -> float:
+    """The fraction in `10%` or `2.5%`. A bare number is refused: it could be either.
+
+    Raises typer.BadParameter.
+    """
+    match = _PERCENT.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a percentage; write a number and %, such as 10% or 2.5%")
+    return float(Decimal(match[1]) / 100)
 
 
 def _amount(text: str, units: dict[str, int], what: str, examples: str) -> Decimal:

@@ -57,8 +57,8 @@ def commit_gang(
         if millicores + shape.millicores > row.millicores or memory_bytes + shape.memory_bytes > row.memory_bytes:
             raise Overtaken(f"node {row.id} has no room left")
         devices = wanted[row.id].devices
-        if attempt_store.offered_devices(tx, row.id, devices) != len(devices):
-            raise Overtaken(f"node {row.id} does not offer all devices any more")
+        if attempt_store.offered_devices(tx, row.id, devices, cap_w=shape.cap_w or None) != len(devices):
+            raise Overtaken(f"node {row.id} does not offer all devices any more, or cannot cap them")
     array_id = seen.arrays.get(placement.job)
     if array_id is not None and not array_store.has_room(tx, array_id):
         raise Overtaken(f"array {array_id} has as many jobs running as it may")
@@ -69,7 +69,16 @@ def commit_gang(
         raise Overtaken(f"job {placement.job} is not as the plan saw it")
     attempt_id = new_id("try")
     try:
-        attempt_store.add_attempt(tx, attempt_id=attempt_id, job_id=placement.job, epoch=epoch, term=term, now=now)
+        attempt_store.add_attempt(
+            tx,
+            attempt_id=attempt_id,
+            job_id=placement.job,
+            epoch=epoch,
+            term=term,
+            cap_w=shape.cap_w or None,
+            slower=shape.slower,
+            now=now,
+        )
         for number, member in enumerate(placement.members):
             attempt_store.add_member(
                 tx,

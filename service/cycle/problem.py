@@ -1,6 +1,6 @@
 """From rows to the planner's words: one consistent read of the database becomes a `Problem`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
@@ -11,17 +11,18 @@ from protocol.jobs import JobSpec, Reason, VerdictView
 from protocol.nodes import PowerBudgetView
 from protocol.states import JobState, NodeState, PowerState
 from scheduler.budgets import Never, drawn_mw
+from scheduler.caps import capped_w
 from scheduler.feasibility import total_room, why_impossible
 from scheduler.plan import Outcome, Verdict
 from scheduler.plan import Reason as PlanReason
 from scheduler.power import InstalledDevice, Inventory, active_w, boots_in, default_wait_w, node_power
-from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, Problem, Shape
+from scheduler.problem import CPU_KIND, WHOLE_DEVICE, Device, Job, Node, Problem, Shape
 from scheduler.reserve import reserve
 from scheduler.runtimes import SHORTEST_RUN_S
 from service import run_times
 from service.cycle.claims import PATIENCE_S, Claim, without
 from service.cycle.running import read_running
-from service.cycle.shapes import shapes_of
+from service.cycle.shapes import least_caps_w, shapes_of
 from service.db import Record
 from service.power_budgets import NO_RULES, PowerRules
 from service.power_pools import PowerPool, pool_of
@@ -91,8 +92,9 @@ def read_problem(
     held_rows = attempt_store.held_work(tx)
     times = run_times.read(tx, [(row.user_id, row.signature) for row in (*job_rows, *held_rows)])
     nodes = _nodes(tx, node_rows, held_rows, times, now, quiet, power.pools)
+    caps = least_caps_w(node_store.list_devices(tx))
     claimed = {claim.job for claim in claims}
-    jobs = {row.id: _job(row, nodes, times) for row in job_rows if row.id not in claimed}
+    jobs = {row.id: _job(row, nodes, times, caps) for row in job_rows if row.id not in claimed}
     later = {
         row.id: found
         for row in job_rows
@@ -184,14 +186,30 @@ def budget_use(tx: Connection, power: PowerRules, now: datetime) -> list[PowerBu
     ]
 
 
-def planned_job(spec: JobSpec, nodes: Sequence[Node], times: RunTimes, work: Work, *, job_id: str, order: int) -> Job:
-    """A job that is not in the database, as the planner would see it."""
+def planned_job(
+    spec: JobSpec,
+    nodes: Sequence[Node],
+    times: RunTimes,
+    work: Work,
+    caps: Mapping[str, float],
+    *,
+    job_id: str,
+    order: int,
+) -> Job:
+    """A job that is not in the database, as the planner would see it. `caps` as `least_caps_w` says."""
 
     def whole_s(kind: str, size: int) -> float:
         return times.whole(work, spec, kind, size).median_s
 
-    shapes = shapes_of(spec, nodes, whole_s, times.device_w(work))
-    return Job(id=job_id, priority=spec.priority, order=order, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
+    shapes = shapes_of(spec, nodes, whole_s, times.device_w(work), caps=caps)
+    return Job(
+        id=job_id,
+        priority=spec.priority,
+        order=order,
+        shapes=shapes,
+        wait_w=default_wait_w(shapes, nodes),
+        may_slow=spec.may_slow,
+    )
 
 
 def verdict_view(verdict: Verdict, *, cycle: int | None) -> VerdictView:
@@ -229,8 +247,10 @@ def _nodes(
     for device in node_store.list_devices(tx):
         devices.setdefault(device.node_id, []).append(device)
     taken: dict[str, int] = {}
+    caps: dict[str, float | None] = {}
     for held in attempt_store.held_devices(tx):
         taken[held.device_id] = taken.get(held.device_id, 0) + int(held.thousandths)
+        caps[held.device_id] = held.cap_w
     work: dict[str, list[Record]] = {}
     for member in held_rows:
         work.setdefault(member.node_id, []).append(member)
@@ -239,7 +259,7 @@ def _nodes(
     for row in rows:
         held = work.get(row.id, [])
         busy_s = max((times.left(member, now).median_s for member in held), default=0.0)
-        node = _node(row, devices.get(row.id, []), taken, held, busy_s)
+        node = _node(row, devices.get(row.id, []), taken, caps, held, busy_s)
         if (pool := pool_of(pools, row.id)) is not None:
             node = _switchable(node, row, pool, boots.get(row.id, 0), now)
         nodes.append(replace(node, open=False) if node.id in quiet else node)
@@ -263,11 +283,18 @@ def _empty_nodes(tx: Connection, rows: Sequence[Record], pools: Sequence[PowerPo
     devices: dict[str, list[Record]] = {}
     for device in node_store.list_devices(tx):
         devices.setdefault(device.node_id, []).append(device)
-    nodes = (_node(row, devices.get(row.id, []), {}, [], 0.0) for row in rows)
+    nodes = (_node(row, devices.get(row.id, []), {}, {}, [], 0.0) for row in rows)
     return tuple(replace(node, can_switch=pool_of(pools, node.id) is not None) for node in nodes)
 
 
-def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: Sequence[Record], busy_s: float) -> Node:
+def _node(
+    row: Record,
+    devices: Sequence[Record],
+    taken: Mapping[str, int],
+    caps: Mapping[str, float | None],
+    work: Sequence[Record],
+    busy_s: float,
+) -> Node:
     return Node(
         id=row.id,
         devices=tuple(
@@ -283,8 +310,13 @@ def _node(row: Record, devices: Sequence[Record], taken: dict[str, int], work: S
         open=row.state == NodeState.READY.value and row.power == PowerState.ON.value and _takes_new(row),
         container_fault="" if row.container_runtime else row.container_fault or UNSAID,
         busy_s=busy_s,
-        busy_w=sum(active_w(device.kind) for device in devices if taken.get(device.id)),
+        busy_w=sum(
+            capped_w(device.kind, active_w(device.kind), caps.get(device.id))
+            for device in devices
+            if taken.get(device.id)
+        ),
         booting=row.power == PowerState.BOOTING.value,
+        can_cap=all(device.least_cap_w is not None for device in devices if device.kind != CPU_KIND),
     )
 
 
@@ -298,12 +330,19 @@ def _free(device: Record, taken: int) -> int:
     return 0 if device.unfit_reason is not None else WHOLE_DEVICE - taken
 
 
-def _job(row: Record, nodes: Sequence[Node], times: RunTimes) -> Job:
+def _job(row: Record, nodes: Sequence[Node], times: RunTimes, caps: Mapping[str, float]) -> Job:
     spec = JobSpec.model_validate(row.spec)
     device_w = times.device_w((row.user_id, row.signature))
 
     def run_s(kind: str, size: int) -> float:
         return times.next_try(row, spec, kind, size).median_s
 
-    shapes = shapes_of(spec, nodes, run_s, device_w)
-    return Job(id=row.id, priority=row.priority, order=row.seq, shapes=shapes, wait_w=default_wait_w(shapes, nodes))
+    shapes = shapes_of(spec, nodes, run_s, device_w, caps=caps)
+    return Job(
+        id=row.id,
+        priority=row.priority,
+        order=row.seq,
+        shapes=shapes,
+        wait_w=default_wait_w(shapes, nodes),
+        may_slow=spec.may_slow,
+    )

@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection
 
 from protocol.jobs import JobSpec
 from protocol.states import AttemptState, Desired
+from scheduler.caps import capped_w
 from scheduler.power import default_wait_w
 from scheduler.problem import WHOLE_DEVICE, Hold, Job, Node, Running, Shape
 from service import run_times
@@ -49,6 +51,16 @@ def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tup
         index = next((number for number, shape in enumerate(shapes) if shape.kind == kind), None)
         if index is None or any(len(hold.devices) != shapes[index].devices for hold in holds):
             continue  # its node was registered anew with other devices
+        if rows[0].cap_w is not None:
+            free = shapes[index]
+            capped = replace(
+                free,
+                cap_w=rows[0].cap_w,
+                active_w=capped_w(kind, free.active_w, rows[0].cap_w),
+                run_s=free.run_s * rows[0].slower,
+                slower=rows[0].slower,
+            )
+            index, shapes = len(shapes), (*shapes, capped)
         found.append(
             Running(
                 job=Job(

@@ -18,8 +18,20 @@ HELD = func.sum(func.upper(allocations.c.span) - func.lower(allocations.c.span))
 """Thousandths of a device that a group of rows of `allocations` hold: a share may lie in several pieces."""
 
 
-def add_attempt(tx: Connection, *, attempt_id: str, job_id: str, epoch: int, term: int, now: datetime) -> None:
-    """Raises sqlalchemy.exc.IntegrityError if the job has a live attempt."""
+def add_attempt(
+    tx: Connection,
+    *,
+    attempt_id: str,
+    job_id: str,
+    epoch: int,
+    term: int,
+    cap_w: float | None = None,
+    slower: float = 1.0,
+    now: datetime,
+) -> None:
+    """With `cap_w` its devices get that power limit, and it is expected to run `slower` times as long.
+
+    Raises sqlalchemy.exc.IntegrityError if the job has a live attempt."""
     tx.execute(
         insert(attempts).values(
             id=attempt_id,
@@ -28,6 +40,8 @@ def add_attempt(tx: Connection, *, attempt_id: str, job_id: str, epoch: int, ter
             term=term,
             state=AttemptState.GRANTED.value,
             desired=Desired.RUN.value,
+            cap_w=cap_w,
+            slower=slower,
             granted_at=now,
         )
     )
@@ -92,14 +106,16 @@ def _free_spans(tx: Connection, device_id: str, first: int, share: int) -> list[
     return [Range(first, end)] if lacking else spans
 
 
-def offered_devices(tx: Connection, node_id: str, device_ids: Sequence[str]) -> int:
-    """How many of these devices the node offers now, fit for work."""
+def offered_devices(tx: Connection, node_id: str, device_ids: Sequence[str], *, cap_w: float | None = None) -> int:
+    """How many of these devices the node offers now, fit for work, and for this power limit if there is one (W)."""
     query = select(func.count()).where(
         devices.c.id.in_(device_ids),
         devices.c.node_id == node_id,
         devices.c.present,
         devices.c.unfit_reason.is_(None),
     )
+    if cap_w is not None:
+        query = query.where(devices.c.least_cap_w <= cap_w)
     return tx.execute(query).scalar_one()
 
 
@@ -169,6 +185,7 @@ def held_members(tx: Connection, node_id: str) -> Sequence[Record]:
             attempts.c.state.label("attempt_state"),
             attempts.c.desired,
             attempts.c.rendezvous,
+            attempts.c.cap_w,
             jobs.c.id.label("job_id"),
             jobs.c.name.label("job_name"),
             jobs.c.spec,
@@ -226,7 +243,8 @@ def add_metered(tx: Connection, attempt_id: str, node_id: str, energy_j: float, 
 
 
 def held_devices(tx: Connection) -> Sequence[Record]:
-    """Every live hold, by device: columns `device_id`, `thousandths`, `attempt_id`, `job_id`, `user_id`, `state`."""
+    """Every live hold, by device: columns `device_id`, `thousandths`, `attempt_id`, `job_id`, `user_id`, `state`, and
+    `cap_w` of the attempt."""
     query = (
         select(
             allocations.c.device_id,
@@ -235,6 +253,7 @@ def held_devices(tx: Connection) -> Sequence[Record]:
             attempts.c.job_id,
             jobs.c.user_id,
             members.c.state,
+            attempts.c.cap_w,
         )
         .join(attempts, allocations.c.attempt_id == attempts.c.id)
         .join(
@@ -243,7 +262,14 @@ def held_devices(tx: Connection) -> Sequence[Record]:
         )
         .join(jobs, attempts.c.job_id == jobs.c.id)
         .where(allocations.c.released_at.is_(None))
-        .group_by(allocations.c.device_id, allocations.c.attempt_id, attempts.c.job_id, jobs.c.user_id, members.c.state)
+        .group_by(
+            allocations.c.device_id,
+            allocations.c.attempt_id,
+            attempts.c.job_id,
+            attempts.c.cap_w,
+            jobs.c.user_id,
+            members.c.state,
+        )
         .order_by(allocations.c.device_id, func.min(allocations.c.id))
     )
     return tx.execute(query).all()
@@ -266,6 +292,8 @@ def held_work(tx: Connection, job_id: str | None = None) -> Sequence[Record]:
             attempts.c.desired,
             attempts.c.started_at,
             attempts.c.job_id,
+            attempts.c.cap_w,
+            attempts.c.slower,
             jobs.c.seq,
             jobs.c.priority,
             jobs.c.checkpoint_epoch,

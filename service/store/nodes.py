@@ -81,7 +81,8 @@ def offer_devices(tx: Connection, node_id: str, offered: Sequence[dict[str, obje
     tx.execute(update(devices).where(devices.c.node_id == node_id).values(present=False))
     if offered:
         statement = upsert(devices)
-        columns = ("node_id", "kind", "number", "memory_bytes", "power_limit_w", "unfit_reason", "present")
+        said = ("kind", "number", "memory_bytes", "power_limit_w", "least_cap_w", "unfit_reason")
+        columns = ("node_id", *said, "present")
         statement = statement.on_conflict_do_update(
             index_elements=[devices.c.id], set_={column: statement.excluded[column] for column in columns}
         )
@@ -96,6 +97,19 @@ def set_unfit(tx: Connection, node_id: str, unfit: Mapping[str, str]) -> bool:
     for device_id, reason in unfit.items():
         this = ours.where(devices.c.id == device_id, devices.c.unfit_reason.is_distinct_from(reason))
         changed += tx.execute(this.values(unfit_reason=reason)).rowcount
+    return changed > 0
+
+
+def set_caps(tx: Connection, node_id: str, least_w: Mapping[str, float]) -> bool:
+    """Make these, and no others, the node's devices whose power limit its agent can set, with the lowest limit of each
+    (W). False if they were that before.
+    """
+    ours = update(devices).where(devices.c.node_id == node_id)
+    gone = ours.where(devices.c.least_cap_w.is_not(None), devices.c.id.not_in(least_w))
+    changed = tx.execute(gone.values(least_cap_w=None)).rowcount
+    for device_id, limit_w in least_w.items():
+        this = ours.where(devices.c.id == device_id, devices.c.least_cap_w.is_distinct_from(limit_w))
+        changed += tx.execute(this.values(least_cap_w=limit_w)).rowcount
     return changed > 0
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Integer,
     Text,
     and_,
+    case,
     cast,
     column,
     delete,
@@ -30,13 +31,15 @@ from service.store.attempts import kind_of, size_of
 
 _STATED_S = cast(jobs.c.spec["expected_run_s"].astext, Float)
 _LEAST_NODES = cast(func.split_part(jobs.c.spec["nodes"].astext, "-", 1), Integer)
-_RAN_S = cast(func.extract("epoch", attempts.c.ended_at - attempts.c.started_at), Float)
+_RAN_S = cast(func.extract("epoch", attempts.c.ended_at - attempts.c.started_at), Float) / attempts.c.slower
+"""How long an attempt ran, or would have without the power cap it had."""
+_UNCAPPED = attempts.c.cap_w.is_(None)
 
 
 def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) -> Sequence[Record]:
     """The latest runs of each (user id, signature), by size, the size that ran last first: columns `user_id`,
     `signature`; `nodes`, how many it had; `devices_per_node` and `device_share` of the spec; `kind` of the devices;
-    `ran_s`, a list; `metered_j` and `metered_s`, what meters counted of all these runs (J), over how many
+    `ran_s`, a list; `metered_j` and `metered_s`, what meters counted of those without a power cap (J), over how many
     device-seconds.
 
     Only jobs count that ran once and succeeded: another try may have gone on from a checkpoint.
@@ -63,8 +66,8 @@ def past_runs(tx: Connection, works: Collection[tuple[str, str]], limit: int) ->
             cast(latest.c.spec["device_share"].astext, Float).label("device_share"),
             kind_of(attempts.c.id).label("kind"),
             _RAN_S.label("ran_s"),
-            _of_members(members.c.metered_j).label("metered_j"),
-            _of_members(members.c.metered_s).label("metered_s"),
+            case((_UNCAPPED, _of_members(members.c.metered_j)), else_=0.0).label("metered_j"),
+            case((_UNCAPPED, _of_members(members.c.metered_s)), else_=0.0).label("metered_s"),
         )
         .select_from(asked.join(latest, true()).join(attempts, attempts.c.job_id == latest.c.id))
         .where(_is_only_try(latest.c.epoch))

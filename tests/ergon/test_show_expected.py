@@ -7,7 +7,7 @@ import pytest
 from ergon.cli.main import main
 from protocol.jobs import AttemptView, EventPage, ExpectedView, JobSpec, MemberView, MetricPage
 from protocol.states import AttemptState, JobState
-from tests.ergon.builders import a_job
+from tests.ergon.builders import NOON, a_job
 from tests.ergon.http_service import HttpService, http_service
 
 Captured = pytest.CaptureFixture[str]
@@ -65,3 +65,14 @@ def test_show_says_what_meters_counted_of_the_same_work(service: HttpService, ca
     service.answer("GET /v1/jobs/j1/metrics", MetricPage(items=[]))
     assert main(["show", "j1"]) == 0
     assert "of the same work; 31 W above idle each device, as metered on t4, v100\n" in capsys.readouterr().out
+
+
+def test_show_says_under_which_cap_an_attempt_runs(service: HttpService, capsys: Captured) -> None:
+    capped = AttemptView(
+        id="try-1", epoch=1, state=AttemptState.RUNNING, granted_at=NOON, cap_w=250.0, slower=1.0979, members=[]
+    )
+    service.answer("GET /v1/jobs/j1", a_job(state=JobState.RUNNING).model_copy(update={"attempts": [capped]}))
+    service.answer("GET /v1/jobs/j1/events", EventPage(items=[]))
+    service.answer("GET /v1/jobs/j1/metrics", MetricPage(items=[]))
+    assert main(["show", "j1"]) == 0
+    assert ", capped at 250 W each device, about 9.8% slower\n" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ergon.cli.units import BYTES, parse_duration, parse_size, parse_time, show_duration, show_size
+from ergon.cli.units import BYTES, parse_duration, parse_percent, parse_size, parse_time, show_duration, show_size
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,13 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_refused_with_examples(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="90s, 15m"):
         parse_duration(text)
+
+
+def test_percentages() -> None:
+    assert [parse_percent(text) for text in ("10%", "2.5 %", "0%")] == [0.1, 0.025, 0.0]
+    for text in ("10", "0.1", "-1%", "%", "1e1%"):
+        with pytest.raises(typer.BadParameter, match="such as 10%"):
+            parse_percent(text)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Engine, func, select
@@ -179,9 +179,9 @@ class Cluster:
         self.commit(placement_on(problem, job_id, names), problem, seen)
         return self.job(job_id).attempts[-1]
 
-    def commit_on(self, job_id: str, problem: Problem, seen: Seen, *names: str) -> None:
+    def commit_on(self, job_id: str, problem: Problem, seen: Seen, *names: str, shape: int = 0) -> None:
         """Commit a plan made from `problem` that puts the job on these nodes."""
-        self.commit(placement_on(problem, job_id, names), problem, seen)
+        self.commit(replace(placement_on(problem, job_id, names), shape=shape), problem, seen)
 
     def commit(self, placement: Placement, problem: Problem, seen: Seen, *, term: int | None = None) -> None:
         """Commit one gang of a plan that was made from `problem`."""

@@ -35,6 +35,7 @@ def test_a_registered_node_is_seen_with_its_devices(client: TestClient, cluster:
             "stores_checkpoints": True,
             "state_folders": True,
             "knows_limits": True,
+            "knows_caps": True,
         },
     )
     node = client.get("/v1/nodes/n1").json()

@@ -36,10 +36,12 @@ class FakeService:
         self.knows_checkpoints = True
         self.knows_state_folders = True
         self.knows_limits = True
+        self.knows_caps = True
         self.expired = set()
         self.seq = 0
         self.unfit = {}
         self.limits = []  # every time they were told
+        self.caps = []
         self.registrations = []
         self._highest = 0  # no incarnation is given twice, not even after `go_back`
         self.bodies = []
@@ -192,6 +194,7 @@ class FakeService:
             state_folders=self.knows_state_folders,
             knows_out_of_memory=True,
             knows_limits=self.knows_limits,
+            knows_caps=self.knows_caps,
         )
 
     def _sync(self, request):
@@ -211,6 +214,7 @@ class FakeService:
         self.samples += request.samples
         self.unfit = self.unfit if request.unfit is None else request.unfit
         self.limits += [] if request.limits is None else [request.limits]
+        self.caps += [] if request.caps is None else [request.caps]
         for chunk in request.chunks:
             stream = self.streams[chunk.attempt, chunk.rank, chunk.stream]
             if chunk.offset == len(stream):
