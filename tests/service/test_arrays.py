@@ -82,7 +82,7 @@ def test_two_plans_from_the_same_moment_do_not_exceed_the_limit_together(cluster
     assert cluster.job(jobs[1]).state == "queued"
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_the_limit_holds_in_any_interleaving(cluster: Cluster, data: st.DataObject) -> None:
     """Plans are made, kept and committed late; jobs end, fail, come back, are held, released and moved in line."""

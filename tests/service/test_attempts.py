@@ -373,7 +373,7 @@ def _life(attempt: AttemptView, reason: EndReason) -> Iterator[MemberReport]:
         yield member_report(attempt, A.ENDED, reason=reason, exit_code=list(R).index(reason), clean=clean)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(reason=_ends, which=st.integers(0, 1), data=st.data())
 def test_reports_doubled_and_in_any_order_end_the_same(
     cluster: Cluster, reason: EndReason, which: int, data: st.DataObject

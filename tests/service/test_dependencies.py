@@ -174,7 +174,7 @@ def test_too_many_dependencies_in_one_request(client: TestClient, cluster: Clust
     assert "110000 dependencies" in answer.json()["detail"]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_graph_in_any_order_ends_as_its_definition_says(cluster: Cluster, data: st.DataObject) -> None:
     """An oracle: a job runs if all its parents ended as it needs, and is cancelled if one did not."""

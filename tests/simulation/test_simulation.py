@@ -25,7 +25,7 @@ from workers.reconcile import lease_from
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 5, 7, 8])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_a_seed_breaks_no_rule(postgres, seed: int) -> None:
     outcome = live((postgres.url, seed))
     assert outcome.violations == [], f"make sim SEED={seed}"
@@ -33,8 +33,8 @@ def test_a_seed_breaks_no_rule(postgres, seed: int) -> None:
 
 
 def test_a_seed_is_replayed_exactly(postgres) -> None:
-    """Also by a process in which sets and dicts of text have another order."""
-    hashes = {live((postgres.url, 11)).trace_hash}
+    """By processes in which sets and dicts of text have another order."""
+    hashes: set[str] = set()
     script = f"from tests.simulation.history import live; print('trace', live(({postgres.url!r}, 11)).trace_hash)"
     for order in ("1", "2"):
         told = subprocess.run(

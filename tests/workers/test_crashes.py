@@ -149,7 +149,7 @@ def test_a_supervisor_that_dies_starts_nothing_twice(service, agent, tmp_path, p
 
 def test_an_agent_that_is_killed_again_and_again_loses_and_repeats_nothing(service, agent, tmp_path):
     """Every time while output is under way, and more is written before the next agent is there."""
-    kills, lines = 10, 20_000
+    kills, lines = 5, 20_000
     os.mkfifo(tmp_path / "go")
     script = (
         f"echo start >> {tmp_path}/starts; exec 3<> {tmp_path}/go; last=0; while [ $last -lt {kills * lines} ]; do "
