@@ -210,7 +210,10 @@ def test_in_the_middle_of_an_upload_nothing_is_submitted(silence: tuple[str, soc
 def test_in_the_middle_of_a_download_no_file_is_there(silence: tuple[str, socket.socket], tmp_path: Path) -> None:
     url, listening = silence
     stored = OutputView(epoch=1, member=0, node="n1", size_bytes=1 << 30, sha256="0" * 64, stored_at=NOON)
-    answers = [a_job(state=JobState.SUCCEEDED).model_dump_json(), OutputList(items=[stored]).model_dump_json()]
+    answers = [
+        a_job(state=JobState.SUCCEEDED, node="n1").model_dump_json(),
+        OutputList(items=[stored]).model_dump_json(),
+    ]
     with ergon("fetch j1", tmp_path, url) as process:
         caller, _ = listening.accept()
         for body in answers:

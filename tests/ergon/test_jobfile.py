@@ -121,7 +121,7 @@ BOMB = "a: &a [x]\n" + "".join(
     [
         ("command: [a]\nnodess: 2\n", "job.yaml:2: nodess: unknown field; did you mean nodes?"),
         ("command: [a]\nzzz: 2\n", "job.yaml:2: zzz: unknown field; `ergon schema` has all of them"),
-        ("command: [a]\nnodes: 0\n", "job.yaml:2: nodes: Input should be greater than or equal to 1"),
+        ("command: [a]\nnodes: 0\n", "job.yaml:2: nodes: a job has from 1 to 100000 nodes, not 0"),
         ("command: [a]\n\nmemory: 4G\n", "job.yaml:3: memory: '4G' is not a size; write a number and a unit"),
         ("command: [a]\nmemory: 4\n", "job.yaml:2: memory: write 4 as text with a unit, such as 4GiB"),
         ("command: [a]\ntime_limit: 90\n", "job.yaml:2: time_limit: write 90 as text with a unit, such as 2h"),
