@@ -91,9 +91,9 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
       `socket_w` for the longest run placed there.
     - `deferred_j`: PUE * the work of the cheapest possible shape of each possible job that waits.
     - `wait_j`: sum wait_w * size * H of the same jobs, and boot_wait_w * boot_s for each boot.
-    - `late_j`: sum wait_w * size * (run_s - that of the fastest shape of its kind) of the placed jobs whose number of
-      members is the plan's to choose. `size` is that of the smallest shape, as for waiting. Without it the fewest
-      members would be best however many nodes are idle.
+    - `late_j`: sum wait_w * size * (run_s - that of the fastest shape of its kind) of the placed jobs whose size is
+      the plan's to choose. `size` is that of the smallest shape, as for waiting. Without it the smallest would be best
+      however many devices are idle.
 
     With `Problem.fill` all of this is said of `Problem.shared_out`.
     """

@@ -164,10 +164,10 @@ class Job:
     may_slow: float = 0.0
 
     def late_j(self, index: int) -> float:
-        """The price of running in this shape for longer than in the fastest of its kind, in J; 0 for a job whose number
-        of members is given. Its user waits for its end as for its start: with the devices of its smallest shape.
+        """The price of running in this shape for longer than in the fastest of its kind, in J; 0 for a job whose size
+        is given. Its user waits for its end as for its start: with the devices of its smallest shape.
         """
-        if len({shape.members for shape in self.shapes}) < 2:
+        if len({shape.size for shape in self.shapes}) < 2:
             return 0.0
         shape = self.shapes[index]
         fastest_s = min(other.run_s for other in self.shapes if other.kind == shape.kind)

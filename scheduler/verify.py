@@ -390,11 +390,10 @@ def _cost(problem: Problem, plan: Plan) -> Iterator[Violation]:
 
 def _late_j(job: Job, shape: Shape) -> float:
     """What a job of several sizes is charged for not running in the fastest of this kind, in J."""
-    sizes = sorted(other.members for other in job.shapes)
+    sizes = sorted(other.members * other.devices for other in job.shapes)
     if sizes[0] == sizes[-1]:
         return 0.0
-    devices = min(other.members * other.devices for other in job.shapes)
-    return job.wait_w * devices * max(shape.run_s - other.run_s for other in job.shapes if other.kind == shape.kind)
+    return job.wait_w * sizes[0] * max(shape.run_s - other.run_s for other in job.shapes if other.kind == shape.kind)
 
 
 def _woken_j(problem: Problem, plan: Plan, jobs: Mapping[str, Job]) -> float:

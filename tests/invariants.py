@@ -79,9 +79,9 @@ def i7_a_gang_is_whole(tx: Connection) -> Iterator[str]:
         if member is not None:
             members[attempt].append(thousandths)
     for attempt, spec in specs.items():
-        wanted = [round(1000 * spec.device_share * spec.devices_per_node)] * spec.nodes
-        if members[attempt] != wanted:
-            yield f"attempt {attempt} holds {members[attempt]} thousandths of devices, not {wanted}"
+        each = round(1000 * spec.device_share * spec.devices_per_node)
+        if members[attempt] != [each] * len(members[attempt]) or len(members[attempt]) not in spec.sizes:
+            yield f"attempt {attempt} holds {members[attempt]} thousandths of devices, not {each} on {spec.nodes} nodes"
 
 
 def i7_at_most_one_attempt_of_a_job_lives(tx: Connection) -> Iterator[str]:

@@ -145,7 +145,7 @@ def _cost_j(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> float:
         if job.id in plan:
             shape = job.shapes[plan[job.id][0]]
             energy += shape.members * shape.devices * _device_w(problem, shape) * shape.run_s
-            if len({other.members for other in job.shapes}) > 1:
+            if len({other.members * other.devices for other in job.shapes}) > 1:
                 fewest = min(other.members * other.devices for other in job.shapes)
                 fastest_s = min(other.run_s for other in job.shapes if other.kind == shape.kind)
                 wait += job.wait_w * fewest * (shape.run_s - fastest_s)

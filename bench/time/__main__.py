@@ -1,6 +1,7 @@
 """Energy and waits over days: our planner beside what is usual, on the same arrivals.
 
-    python -m bench.time [--setting mixed|philly|caps] [--loads .25,.5,.75,.95] [--seeds 5] [--days 3] [--data DIR]
+    python -m bench.time [--setting mixed|elastic|philly|caps] [--loads .25,.5,.75,.95] [--seeds 5] [--days 3]
+                         [--data DIR]
 
 `caps` is `mixed` once more: ours beside itself with jobs that a power cap may slow down by a twentieth.
 
@@ -34,6 +35,7 @@ IDLE_S = 900.0
 REFERENCE = "EASY backfill, best fit, timer"
 OURS = "Ergon"
 CAPPED = "Ergon, 5 % slower allowed"
+AS_ASKED = "Ergon, sizes as asked"
 MAY_SLOW = 0.05
 BUILD = Path("build/time")
 
@@ -46,6 +48,7 @@ POLICIES: dict[str, Callable[[], Planner]] = {
     "PWR+FGD, timer": lambda: policies.pwr_fgd(0.1),
     OURS: lambda: policies.ours,
     CAPPED: lambda: policies.ours,
+    AS_ASKED: lambda: policies.as_asked,
 }
 """How to begin with each of them: one that learns what arrives must not know the window before."""
 ALWAYS_ON = "FIFO, spread, always on"
@@ -53,7 +56,10 @@ ALWAYS_ON = "FIFO, spread, always on"
 
 def compared(setting: str) -> list[str]:
     """The policies that a setting compares."""
-    return [REFERENCE, OURS, CAPPED] if setting == "caps" else [policy for policy in POLICIES if policy != CAPPED]
+    if setting == "caps":
+        return [REFERENCE, OURS, CAPPED]
+    others = {CAPPED} if setting == "elastic" else {CAPPED, AS_ASKED}
+    return [policy for policy in POLICIES if policy not in others]
 
 
 HEADER = (
@@ -102,7 +108,7 @@ def arrivals_of(task: Task) -> tuple[Arrival, ...]:
     """What comes in the task's window."""
     if task.setting == "philly":
         return philly(Path(task.data), task.seed, task.load, task.days)
-    arrivals = synthetic(task.seed, task.load, task.days)
+    arrivals = synthetic(task.seed, task.load, task.days, elastic=task.setting == "elastic")
     return may_slow(arrivals, MAY_SLOW) if task.policy == CAPPED else arrivals
 
 
@@ -264,7 +270,7 @@ def summed(outcomes: dict[Task, Outcome], loads: Sequence[float], seeds: int, se
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", choices=("mixed", "philly", "caps"), default="mixed")
+    parser.add_argument("--setting", choices=("mixed", "elastic", "philly", "caps"), default="mixed")
     parser.add_argument("--loads", default=".25,.5,.75,.95", help="offered work over capacity")
     parser.add_argument("--seeds", type=int, default=5, help="windows for each load, seeds from 0")
     parser.add_argument("--days", type=float, default=3.0, help="length of the arrivals")

@@ -9,7 +9,7 @@ on, and leave it to the idle timer to switch empty nodes off.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import linprog
@@ -45,6 +45,18 @@ def ours(problem: Problem) -> Decision:
     plan = solve(problem)
     off = tuple(step.node for step in plan.power_steps if not step.on)
     return Decision(placements=plan.placements, off=off, moves=plan.moves)
+
+
+def as_asked(problem: Problem) -> Decision:
+    """Ours where elastic jobs are rigid: of each job only the shapes of the size that its first has."""
+    kept = {
+        job.id: [index for index, shape in enumerate(job.shapes) if shape.size == job.shapes[0].size]
+        for job in problem.jobs
+    }
+    rigid = [replace(job, shapes=tuple(job.shapes[index] for index in kept[job.id])) for job in problem.jobs]
+    decision = ours(replace(problem, jobs=tuple(rigid)))
+    placements = (replace(placement, shape=kept[placement.job][placement.shape]) for placement in decision.placements)
+    return replace(decision, placements=tuple(placements))
 
 
 def spread(spot: Spot, shape: Shape) -> tuple[float, ...]:

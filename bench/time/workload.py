@@ -2,7 +2,7 @@
 
 The mixed cluster is 16 nodes of 8xA100, 10 of 8xV100 and 8 of 4xT4: 34 nodes, 240 devices, with the base draws and
 device draws that are usual for such machines (`NODES`). Load is offered work over what the cluster could do, both in
-A100-seconds.
+A100-seconds; of elastic jobs the work is that of the size which the same job has when it is rigid.
 """
 
 import csv
@@ -16,6 +16,7 @@ from scheduler.caps import with_caps
 from scheduler.power import BOOT_S, BOOT_SHARE, OFF_W
 from scheduler.problem import Device, Job, Node, NodePower, Shape
 from scheduler.simulate import Arrival
+from scheduler.throughput import MEASURED, Curve
 
 DAY_S = 86_400.0
 
@@ -54,6 +55,17 @@ ESTIMATE_SIGMA = 0.5
 ACCEPTS = ((("a100", "v100", "t4"), 0.6), (("a100", "v100"), 0.25), (("a100",), 0.15))
 """Kinds that jobs accept, and how often."""
 
+SPEEDUP = Curve(
+    one_s=1.0,
+    intra=MEASURED.intra,
+    inter=MEASURED.inter,
+    slope=MEASURED.slope,
+    sizes=frozenset(),
+    noise=0.0,
+    size_sigma=MEASURED.size_sigma,
+)
+"""How run times of elastic jobs change with their size: the median of the programs that were measured."""
+
 WAIT_W = 50.0
 """Price of a waiting device: below the idle draw of any device's share of its node."""
 
@@ -72,8 +84,10 @@ def mixed_cluster() -> tuple[Node, ...]:
     return tuple(_node(kind, number) for kind in NODES for number in range(kind.nodes))
 
 
-def synthetic(seed: int, load: float, days: float) -> tuple[Arrival, ...]:
-    """Poisson arrivals of power-of-two gangs with log-normal run times."""
+def synthetic(seed: int, load: float, days: float, *, elastic: bool = False) -> tuple[Arrival, ...]:
+    """Poisson arrivals of power-of-two gangs with log-normal run times. Elastic ones are the same jobs, each of which
+    also accepts half and twice the devices.
+    """
     rng = np.random.default_rng(seed)
     mean_size = float(np.dot(SIZES, SIZE_SHARES))
     sample = np.minimum(rng.lognormal(np.log(MEDIAN_RUN_S), RUN_SIGMA, 200_000), LONGEST_RUN_S)
@@ -83,7 +97,7 @@ def synthetic(seed: int, load: float, days: float) -> tuple[Arrival, ...]:
     while (at_s := at_s + float(rng.exponential(gap_s))) < days * DAY_S:
         run_s = min(float(rng.lognormal(np.log(MEDIAN_RUN_S), RUN_SIGMA)), LONGEST_RUN_S)
         works.append(Work(at_s=at_s, size=int(rng.choice(SIZES, p=SIZE_SHARES)), run_s=run_s))
-    return _arrivals(works, rng)
+    return _arrivals(works, rng, elastic=elastic)
 
 
 def philly(data: Path, seed: int, load: float, days: float) -> tuple[Arrival, ...]:
@@ -125,32 +139,40 @@ def _may_slow(arrival: Arrival, slower: float) -> Arrival:
     return replace(arrival, job=replace(arrival.job, shapes=shapes, may_slow=slower), runs_s=runs_s)
 
 
-def _arrivals(works: Sequence[Work], rng: np.random.Generator) -> tuple[Arrival, ...]:
-    return tuple(_arrival(work, number, rng) for number, work in enumerate(works))
+def _arrivals(works: Sequence[Work], rng: np.random.Generator, *, elastic: bool = False) -> tuple[Arrival, ...]:
+    return tuple(_arrival(work, number, rng, elastic=elastic) for number, work in enumerate(works))
 
 
-def _arrival(work: Work, number: int, rng: np.random.Generator) -> Arrival:
+def _arrival(work: Work, number: int, rng: np.random.Generator, *, elastic: bool) -> Arrival:
     kinds = ACCEPTS[int(rng.choice(len(ACCEPTS), p=[share for _, share in ACCEPTS]))][0]
     wrong = float(rng.lognormal(0.0, ESTIMATE_SIGMA))
     shapes: list[Shape] = []
     runs: list[float] = []
     for kind in (kind for kind in NODES if kind.name in kinds):
         speed = kind.speed if kind.speed == 1.0 else kind.speed * float(rng.lognormal(0.0, SPEED_SIGMA))
-        members = -(-work.size // kind.devices)
-        runs.append(work.run_s / speed)
-        shapes.append(
-            Shape(
-                members=members,
-                devices=work.size // members,
-                kind=kind.name,
-                millicores=0,
-                memory_bytes=0,
-                run_s=max(1.0, work.run_s / speed * wrong),
-                active_w=kind.device_w,
+        asked = -(-work.size // kind.devices)
+        for size in _sizes(work.size) if elastic else (work.size,):
+            members = -(-size // kind.devices)
+            run_s = work.run_s / speed * (SPEEDUP.run_s(size, members) / SPEEDUP.run_s(work.size, asked))
+            runs.append(run_s)
+            shapes.append(
+                Shape(
+                    members=members,
+                    devices=size // members,
+                    kind=kind.name,
+                    millicores=0,
+                    memory_bytes=0,
+                    run_s=max(1.0, run_s * wrong),
+                    active_w=kind.device_w,
+                )
             )
-        )
     job = Job(id=f"job-{number:05d}", priority=0, order=number, shapes=tuple(shapes), wait_w=WAIT_W)
     return Arrival(at_s=work.at_s, job=job, runs_s=tuple(runs))
+
+
+def _sizes(asked: int) -> list[int]:
+    """What an elastic job accepts: first what the rigid one asks for, which policies prefer that take what fits."""
+    return [asked, *(size for size in (asked // 2, asked * 2) if SIZES[0] <= size <= SIZES[-1])]
 
 
 def _node(kind: Kind, number: int) -> Node:

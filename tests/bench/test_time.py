@@ -1,6 +1,9 @@
 """The policies that the benchmark over time compares with."""
 
+from dataclasses import replace
+
 from bench.time import policies
+from bench.time.workload import synthetic
 from scheduler.problem import Device, Job, Node, NodePower, Problem, Shape
 
 
@@ -40,3 +43,28 @@ def test_gavel_leaves_nothing_free_that_a_job_could_use():
     nodes = (node("fast", 3),)
     assert started(job(0, fast=60.0), job(1, fast=60.0, slow=10.0), nodes=nodes) == {"job-0": "fast", "job-1": "fast"}
     assert started(job(0, slow=60.0), nodes=nodes) == {}
+
+
+def test_as_asked_a_job_waits_for_the_size_that_comes_first():
+    asked = job(0, fast=60.0).shapes[0]
+    elastic = replace(job(0, fast=60.0), shapes=(replace(asked, devices=2), asked))
+    one, two = (Problem(jobs=(elastic,), nodes=(node("fast", devices),)) for devices in (1, 2))
+    assert [placement.shape for placement in policies.ours(one).placements] == [1]
+    assert policies.as_asked(one).placements == ()
+    assert [placement.shape for placement in policies.as_asked(two).placements] == [0]
+
+
+def test_elastic_jobs_are_the_rigid_ones_with_half_and_twice_their_devices():
+    rigid, elastic = (synthetic(1, 0.5, 0.2, elastic=each) for each in (False, True))
+    assert [one.at_s for one in rigid] == [one.at_s for one in elastic]
+    for one, other in zip(rigid, elastic, strict=True):
+        times = dict(zip(other.job.shapes, other.runs_s, strict=True))
+        (asked,) = {shape.size for shape in one.job.shapes}
+        assert {shape.size for shape in times} == {asked // 2 or 1, asked, min(2 * asked, 16)}
+        assert [times[shape] for shape in other.job.shapes if shape.size == asked] == list(one.runs_s)
+        for kind in {shape.kind for shape in times}:
+            sizes = sorted((shape for shape in times if shape.kind == kind), key=lambda shape: shape.size)
+            runs = [times[shape] for shape in sizes]
+            assert runs == sorted(set(runs), reverse=True), "more devices are faster"
+            spent = [shape.size * times[shape] for shape in sizes]
+            assert spent == sorted(spent), "and spend more"
