@@ -26,7 +26,7 @@ from bench.time import policies
 from bench.time.workload import DAY_S, ESTIMATE_SIGMA, may_slow, mixed_cluster, philly, synthetic
 from scheduler.power import BOOT_S
 from scheduler.problem import Node, Problem
-from scheduler.simulate import Arrival, Decision, Gap, Planner, Run, Switching, Window, energy_gap, simulate
+from scheduler.simulate import Arrival, Decision, Gap, Moving, Planner, Run, Switching, Window, energy_gap, simulate
 
 PUE = 1.2
 IDLE_S = 900.0
@@ -36,6 +36,9 @@ REFERENCE = "EASY backfill, best fit, timer"
 OURS = "Ergon"
 CAPPED = "Ergon, 5 % slower allowed"
 AS_ASKED = "Ergon, sizes as asked"
+MOVING = "Ergon, jobs may move"
+MOVES = Moving(per_job=1.0)
+"""As the service moves them by default; restart and checkpoints as usual for jobs of hours."""
 MAY_SLOW = 0.05
 BUILD = Path("build/time")
 
@@ -47,6 +50,7 @@ POLICIES: dict[str, Callable[[], Planner]] = {
     "Gavel's LP, best fit, timer": lambda: policies.gavel,
     "PWR+FGD, timer": lambda: policies.pwr_fgd(0.1),
     OURS: lambda: policies.ours,
+    MOVING: lambda: policies.ours,
     CAPPED: lambda: policies.ours,
     AS_ASKED: lambda: policies.as_asked,
 }
@@ -137,7 +141,8 @@ def run(task: Task) -> Outcome:
             times.append(time.process_time() - begin)
         return decision
 
-    window = simulate(nodes_of(task), arrivals, timed, Switching(idle_s=IDLE_S), pue=PUE)
+    moving = MOVES if task.policy == MOVING else None
+    window = simulate(nodes_of(task), arrivals, timed, Switching(idle_s=IDLE_S), pue=PUE, moving=moving)
     outcome = Outcome(window=window, cycle_p95_s=quantile(times, 0.95))
     BUILD.mkdir(parents=True, exist_ok=True)
     path.with_suffix(f".{os.getpid()}").write_text(json.dumps(asdict(outcome)))
