@@ -49,7 +49,7 @@ def test_ten_thousand_jobs_in_one_request(client: TestClient, cluster: Cluster) 
 @pytest.mark.parametrize(
     ("fault", "field", "says"),
     [
-        ({"nodes": 0}, "jobs.1.nodes", "greater than or equal to 1"),
+        ({"nodes": 0}, "jobs.1.nodes", "a job has from 1 to 100000 nodes"),
         ({"nodess": 1}, "jobs.1.nodess", "unknown field"),
         ({"queue": "nope"}, "jobs.1.queue", "there is no queue 'nope'"),
         ({"after": [{"job": "job-none"}]}, "jobs.1.after.0.job", "there is no job or array 'job-none'"),
