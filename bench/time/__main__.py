@@ -1,9 +1,10 @@
 """Energy and waits over days: our planner beside what is usual, on the same arrivals.
 
-    python -m bench.time [--setting mixed|elastic|philly|caps] [--loads .25,.5,.75,.95] [--seeds 5] [--days 3]
+    python -m bench.time [--setting mixed|elastic|philly|caps|moves] [--loads .25,.5,.75,.95] [--seeds 5] [--days 3]
                          [--data DIR]
 
-`caps` is `mixed` once more: ours beside itself with jobs that a power cap may slow down by a twentieth.
+`caps` and `moves` are `mixed` once more: ours beside itself with jobs that a power cap may slow down by a twentieth, or
+that may be moved while they run.
 
 Every policy runs the same jobs to their end, and every window ends with the slowest policy's. Nothing of a policy knows
 how long a job really runs. Runs that are finished are kept in `build/time`, by everything that they depend on but the
@@ -58,11 +59,15 @@ POLICIES: dict[str, Callable[[], Planner]] = {
 ALWAYS_ON = "FIFO, spread, always on"
 
 
+BESIDE = {"caps": CAPPED, "moves": MOVING}
+"""Settings that show what ours does with one thing more."""
+
+
 def compared(setting: str) -> list[str]:
     """The policies that a setting compares."""
-    if setting == "caps":
-        return [REFERENCE, OURS, CAPPED]
-    others = {CAPPED} if setting == "elastic" else {CAPPED, AS_ASKED}
+    if setting in BESIDE:
+        return [REFERENCE, OURS, BESIDE[setting]]
+    others = {CAPPED} if setting == "elastic" else {CAPPED, AS_ASKED, MOVING}
     return [policy for policy in POLICIES if policy not in others]
 
 
@@ -275,7 +280,7 @@ def summed(outcomes: dict[Task, Outcome], loads: Sequence[float], seeds: int, se
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", choices=("mixed", "elastic", "philly", "caps"), default="mixed")
+    parser.add_argument("--setting", choices=("mixed", "elastic", "philly", *BESIDE), default="mixed")
     parser.add_argument("--loads", default=".25,.5,.75,.95", help="offered work over capacity")
     parser.add_argument("--seeds", type=int, default=5, help="windows for each load, seeds from 0")
     parser.add_argument("--days", type=float, default=3.0, help="length of the arrivals")
@@ -301,8 +306,9 @@ def main() -> int:
 
     lines = summed(outcomes, loads, options.seeds, options.setting)
     references = {line.load: line for line in lines if line.policy == REFERENCE}
+    arrivals = "mixed" if options.setting in BESIDE else options.setting
     text = (
-        f"{options.seeds} windows of {options.days:g} days for each load, 34 nodes with 240 devices; {options.setting} "
+        f"{options.seeds} windows of {options.days:g} days for each load, 34 nodes with 240 devices; {arrivals} "
         f"arrivals, estimates wrong by a log-normal factor of sigma {ESTIMATE_SIGMA:g}, PUE {PUE:g}, boots of "
         f"{BOOT_S:g} s. Energy gap, idle, boots and shapes are parts of LB0. Longer: run time that caps add. "
         f"Cycles in CPU time.\n\n"
