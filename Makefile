@@ -26,7 +26,7 @@ demo: setup ## run the whole path on this machine and stop again
 up: setup ## start a local cluster and stay
 	@$(BIN)/ergon up
 
-test: setup ## the tests, 10 to 15 minutes on 2 cores
+test: setup ## the tests, 14 to 18 minutes on 2 cores
 	@$(BIN)/pytest -n 2 --dist loadfile tests
 
 fuzz: setup ## made-up requests against the API, as every kind of caller: SEED=1 EXAMPLES=50

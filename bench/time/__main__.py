@@ -310,7 +310,7 @@ def main() -> int:
     text = (
         f"{options.seeds} windows of {options.days:g} days for each load, 34 nodes with 240 devices; {arrivals} "
         f"arrivals, estimates wrong by a log-normal factor of sigma {ESTIMATE_SIGMA:g}, PUE {PUE:g}, boots of "
-        f"{BOOT_S:g} s. Energy gap, idle, boots and shapes are parts of LB0. Longer: run time that caps add. "
+        f"{BOOT_S:g} s. Energy gap, idle, boots and shapes are parts of LB0. Longer: run time that caps or moves add. "
         f"Cycles in CPU time.\n\n"
         f"{table(HEADER, [row(line, references[line.load]) for line in lines])}"
     )
