@@ -91,11 +91,8 @@ class _Cluster:
         index = {node.id: number for number, node in enumerate(nodes)}
         kinds = sorted({device.kind for node in nodes for device in node.devices})
         self._devices = [{kind: _free_devices(node, kind) for kind in kinds} for node in nodes]
-        self._base_w = {
-            kind: problem.fill * min(node.device_base_w(kind) for node in nodes if _has_kind(node, kind))
-            for kind in kinds
-        }
-        self._rate_w = np.array([_rate_w(node, problem.fill) for node in nodes])
+        self._shares_w = problem.shares_w()
+        self._rate_w = np.array([_rate_w(node.without(problem.fill)) for node in nodes])
         kept = problem.reservation.nodes if problem.reservation else ()
         self._takes_in = np.array(
             [node.on and node.open and not node.booting and node.id not in kept for node in nodes], dtype=bool
@@ -215,7 +212,7 @@ class _Cluster:
 
     def _work_j(self, shape: Shape) -> float:
         """What the rest of a job takes in the shape, its devices' share of their nodes included."""
-        return shape.size * (shape.active_w + self._base_w.get(shape.kind, 0.0)) * shape.run_s
+        return shape.size * (shape.active_w + self._shares_w.get(shape.kind, 0.0)) * shape.run_s
 
     def _within(self, at_s: Vector | float) -> Vector:
         return np.minimum(self._horizon_s, at_s)
@@ -225,10 +222,6 @@ def _free_devices(node: Node, kind: str) -> list[str]:
     return [device.id for device in node.devices if device.kind == kind and device.free == WHOLE_DEVICE]
 
 
-def _has_kind(node: Node, kind: str) -> bool:
-    return any(device.kind == kind for device in node.devices)
-
-
-def _rate_w(node: Node, fill: float) -> float:
-    """What being on costs the node beyond what is charged to its devices, in W."""
-    return (1 - fill) * (node.power.base_w - node.power.off_w) if node.can_switch else 0.0
+def _rate_w(node: Node) -> float:
+    """What being on costs the node, in W."""
+    return node.power.base_w - node.power.off_w if node.can_switch else 0.0

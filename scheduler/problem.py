@@ -259,6 +259,14 @@ class Problem:
         jobs = (replace(job, priority=2 * job.priority + (job.id == first)) for job in self.jobs)
         return replace(self, jobs=tuple(jobs))
 
+    def shares_w(self) -> dict[str, float]:
+        """What `fill` charges to a device of each kind of what its node draws above off, in W."""
+        shares: dict[str, float] = {}
+        for node in self.nodes:
+            for kind in {device.kind for device in node.devices}:
+                shares[kind] = min(shares.get(kind, math.inf), self.fill * node.device_base_w(kind))
+        return shares
+
     def shared_out(self) -> "Problem":
         """The same problem with `fill` in its prices and 0 in its place; itself if that is 0.
 
@@ -268,10 +276,7 @@ class Problem:
         """
         if not self.fill:
             return self
-        shares: dict[str, float] = {}
-        for node in self.nodes:
-            for kind in {device.kind for device in node.devices}:
-                shares[kind] = min(shares.get(kind, math.inf), self.fill * node.device_base_w(kind))
+        shares = self.shares_w()
         shaped: dict[Shape, Shape] = {}
         for shape in {shape for job in self.jobs for shape in job.shapes}:
             shaped[shape] = replace(shape, active_w=shape.active_w + shares.get(shape.kind, 0.0))
