@@ -193,7 +193,7 @@ def submit(
         "command": command or None,
         "recipe": None if recipe is None else {"name": recipe, "options": _recipe_options(option or [])},
         "name": name,
-        "nodes": int(nodes) if nodes and nodes.isdecimal() else nodes,
+        "nodes": int(nodes) if nodes and nodes.isdecimal() and len(nodes) < 10 else nodes,
         "devices_per_node": devices_per_node,
         "device_share": device_share,
         "device_isolation": device_isolation,

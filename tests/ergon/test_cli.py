@@ -145,6 +145,7 @@ def test_options_of_a_recipe_keep_their_type(service: HttpService, text: str, va
         ("submit --nodes 0 -- x", "--nodes: "),
         ("submit --nodes -1 -- x", "--nodes: "),
         ("submit --nodes 1000000000 -- x", "--nodes: "),
+        (f"submit --nodes {'9' * 5_000} -- x", "--nodes: give a number of nodes"),
         ("submit --nodes two -- x", "--nodes: give a number of nodes"),
         ("submit --devices-per-node -1 -- x", "--devices-per-node: "),
         ("submit --ranks-per-node 0 -- x", "--ranks-per-node: "),
