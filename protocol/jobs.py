@@ -430,6 +430,22 @@ class ExpectedView(View):
     )
 
 
+class SampleEnergyView(View):
+    """What the devices of the latest attempt draw for each example or token that the job trains on.
+
+    The whole draw of these devices, idle included, in the mean over the attempt, divided by the latest
+    `examples_per_s` or `tokens_per_s` that a rank reported. What their nodes draw beside them is not in it.
+    """
+
+    joules: float = Field(description="J for each.")
+    per: Literal["example", "token"] = Field(description="What is counted; tokens where a rank reported both.")
+    device_w: float = Field(description="What one device draws in the mean, in W.")
+    quality: Literal["measured", "modelled"] = Field(
+        description="`measured`: the devices' own counters, all of them, for a minute of device time at least. "
+        "`modelled`: the model's draw of a device that is busy all the time; of a CPU slot, a thread above idle."
+    )
+
+
 class ArrayPlace(View):
     """Where a job stands in its array."""
 
@@ -489,6 +505,9 @@ class JobView(View):
     progress: ProgressView | None = None
     expected: ExpectedView | None = Field(
         default=None, description="How long it will run; absent once it has ended, and in listings."
+    )
+    sample_energy: SampleEnergyView | None = Field(
+        default=None, description="Absent where no rate of examples or tokens is known, and in listings."
     )
     checkpoint: CheckpointView | None = Field(default=None, description="Absent before the first.")
     attempts: list[AttemptView] = []

@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from protocol.jobs import EventPage, JobPage, JobView, MetricPage
 from protocol.states import FINAL_JOB_STATES, EndReason, JobState
-from service import attempts, dependencies, run_times, views
+from service import attempts, dependencies, run_times, sample_energy, views
 from service.auth import Person
 from service.db import Record, notify
 from service.lifecycle import check_job_change
@@ -29,11 +29,16 @@ def get(tx: Connection, person: Person, job_id: str) -> JobView:
 
 
 def look(tx: Connection, person: Person, job_id: str, *, now: datetime) -> JobView:
-    """One job with all its attempts, and how long it is expected to run. Raises UnknownJob as `get` does."""
-    view = get(tx, person, job_id)
+    """One job with all its attempts, how long it is expected to run, and what each example takes. Raises UnknownJob as
+    `get` does.
+    """
+    row = find(tx, person, job_id)
+    tries, members = attempt_store.list_attempts(tx, job_id), attempt_store.members_of_job(tx, job_id)
+    view = views.job(row, tries, members)
+    kind = attempt_store.kind_held(tx, tries[-1].id) if tries else ""
+    view = view.model_copy(update={"sample_energy": sample_energy.view(view, members, kind)})
     if view.state in FINAL_JOB_STATES:
         return view
-    row = find(tx, person, job_id)
     times = run_times.read(tx, [(row.user_id, row.signature)])
     # An attempt that has ended may hold its nodes while the job waits again.
     held = attempt_store.held_work(tx, job_id) if view.state in (JobState.STARTING, JobState.RUNNING) else ()

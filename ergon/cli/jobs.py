@@ -25,7 +25,16 @@ from ergon.cli.output import (
 from ergon.cli.units import show_duration, show_size
 from ergon.client import Client, Stream
 from ergon.errors import ErgonError
-from protocol.jobs import ArrayView, AttemptView, ExpectedView, JobSpec, JobView, LogView, ProgressView
+from protocol.jobs import (
+    ArrayView,
+    AttemptView,
+    ExpectedView,
+    JobSpec,
+    JobView,
+    LogView,
+    ProgressView,
+    SampleEnergyView,
+)
 from protocol.states import FINAL_JOB_STATES, JobState
 
 NEWEST = 20
@@ -170,6 +179,8 @@ def _describe(job: JobView) -> None:
             line(f"          {reason.message} ({reason.code})")
     if job.progress:
         line(f"progress  {describe_progress(job.progress)}")
+    if job.sample_energy:
+        line(f"energy    {_describe_energy(job.sample_energy)}")
     if job.expected:
         line(f"expected  {_describe_expected(job.expected, spec, runs=job.state is JobState.RUNNING)}")
     if job.checkpoint:
@@ -194,6 +205,11 @@ def _describe_cap(attempt: AttemptView) -> str:
     if attempt.cap_w is None:
         return ""
     return f", capped at {attempt.cap_w:.0f} W each device, about {attempt.slower - 1:.1%} slower"
+
+
+def _describe_energy(energy: SampleEnergyView) -> str:
+    """Such as `0.0123 J per token, at 502 W each device (measured)`."""
+    return f"{energy.joules:.3g} J per {energy.per}, at {energy.device_w:.3g} W each device ({energy.quality})"
 
 
 def _describe_expected(expected: ExpectedView, spec: JobSpec, *, runs: bool) -> str:

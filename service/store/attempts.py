@@ -320,6 +320,11 @@ def kind_of(attempt_id: ColumnElement[str]) -> ColumnElement[str]:
     return func.coalesce(query.correlate(attempts).scalar_subquery(), "")
 
 
+def kind_held(tx: Connection, attempt_id: str) -> str:
+    """The kind of the devices that an attempt has or had; empty if it had none, or they are forgotten."""
+    return tx.execute(select(kind_of(attempts.c.id)).where(attempts.c.id == attempt_id)).scalar_one()
+
+
 def size_of(attempt_id: ColumnElement[str]) -> ColumnElement[int]:
     """How many nodes an attempt has."""
     gang = members.alias("gang")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from ergon.cli.main import main
-from protocol.jobs import AttemptView, EventPage, ExpectedView, JobSpec, MemberView, MetricPage
+from protocol.jobs import AttemptView, EventPage, ExpectedView, JobSpec, MemberView, MetricPage, SampleEnergyView
 from protocol.states import AttemptState, JobState
 from tests.ergon.builders import NOON, a_job
 from tests.ergon.http_service import HttpService, http_service
@@ -60,11 +60,15 @@ def test_show_says_what_meters_counted_of_the_same_work(service: HttpService, ca
         seconds=60, low_s=50, high_s=70, kind="t4", source="past_runs", because="from 1 run of the same work"
     )
     drawn = expected.model_copy(update={"device_w": 31.4, "metered_on": ["t4", "v100"]})
-    service.answer("GET /v1/jobs/j1", a_job(state=JobState.QUEUED, expected=drawn))
+    energy = SampleEnergyView(joules=0.01234, per="token", device_w=61.7, quality="measured")
+    job = a_job(state=JobState.QUEUED, expected=drawn).model_copy(update={"sample_energy": energy})
+    service.answer("GET /v1/jobs/j1", job)
     service.answer("GET /v1/jobs/j1/events", EventPage(items=[]))
     service.answer("GET /v1/jobs/j1/metrics", MetricPage(items=[]))
     assert main(["show", "j1"]) == 0
-    assert "of the same work; 31 W above idle each device, as metered on t4, v100\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "of the same work; 31 W above idle each device, as metered on t4, v100\n" in shown
+    assert "energy    0.0123 J per token, at 61.7 W each device (measured)\n" in shown
 
 
 def test_show_says_under_which_cap_an_attempt_runs(service: HttpService, capsys: Captured) -> None:

@@ -414,7 +414,7 @@ def test_a_bug_of_ours_is_answered_without_its_insides(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("a secret")
 
-    monkeypatch.setattr(use_cases, "get", broken)
+    monkeypatch.setattr(use_cases, "look", broken)
     with TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, headers=client.headers) as patient:
         body = problem(patient.get("/v1/jobs/job-1"), 500, "internal")
     assert "this is a bug of ours" in body["detail"]
