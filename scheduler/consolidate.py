@@ -92,7 +92,7 @@ class _Cluster:
         kinds = sorted({device.kind for node in nodes for device in node.devices})
         self._devices = [{kind: _free_devices(node, kind) for kind in kinds} for node in nodes]
         self._shares_w = problem.shares_w()
-        self._rate_w = np.array([_rate_w(node.without(problem.fill)) for node in nodes])
+        self._rate_w = np.array([_rate_w(node, problem.fill) for node in nodes])
         kept = problem.reservation.nodes if problem.reservation else ()
         self._takes_in = np.array(
             [node.on and node.open and not node.booting and node.id not in kept for node in nodes], dtype=bool
@@ -222,6 +222,6 @@ def _free_devices(node: Node, kind: str) -> list[str]:
     return [device.id for device in node.devices if device.kind == kind and device.free == WHOLE_DEVICE]
 
 
-def _rate_w(node: Node) -> float:
-    """What being on costs the node, in W."""
-    return node.power.base_w - node.power.off_w if node.can_switch else 0.0
+def _rate_w(node: Node, fill: float) -> float:
+    """What being on costs the node, in W, but for the share that its devices answer for."""
+    return (1 - fill) * (node.power.base_w - node.power.off_w) if node.can_switch else 0.0

@@ -6,6 +6,7 @@ Every "no" carries the numbers and what would be accepted. Loads fast: the API c
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from scheduler.demand import WHOLE_DEVICE
 from scheduler.plan import Reason
@@ -72,14 +73,7 @@ def survey(nodes: Sequence[Node]) -> Survey:
 def total_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
     """Room of all nodes, were they empty, on and open; nodes with equal room are counted together."""
     return _grouped(
-        (
-            Counter(device.kind for device in node.devices),
-            _shares((device, WHOLE_DEVICE) for device in node.devices),
-            node.cpu_millicores,
-            node.memory_bytes,
-            node.container_fault,
-            node.can_cap,
-        )
+        (*_whole(node.devices), node.cpu_millicores, node.memory_bytes, node.container_fault, node.can_cap)
         for node in nodes
     )
 
@@ -87,14 +81,7 @@ def total_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
 def free_room(nodes: Iterable[Node]) -> tuple[Room, ...]:
     """Room that is free now on the nodes that take work."""
     return _grouped(
-        (
-            free_devices(node),
-            _shares((device, device.free) for device in node.devices),
-            node.free_millicores,
-            node.free_memory_bytes,
-            node.container_fault,
-            node.can_cap,
-        )
+        (*_free(node.devices), node.free_millicores, node.free_memory_bytes, node.container_fault, node.can_cap)
         for node in nodes
         if takes_work(node)
     )
@@ -212,23 +199,35 @@ _NOW = _Wording(
 )
 
 
-_Shares = dict[str, tuple[int, ...]]
+_Counts = tuple[tuple[str, int], ...]
+"""Whole devices by kind."""
+
+_Shares = tuple[tuple[str, tuple[int, ...]], ...]
+"""The largest part of one device by kind and level of isolation."""
 
 
-def _shares(parts: Iterable[tuple[Device, int]]) -> _Shares:
-    """The largest part of one device by kind and level of isolation."""
-    most: _Shares = {}
+@lru_cache(maxsize=4096)
+def _whole(devices: tuple[Device, ...]) -> tuple[_Counts, _Shares]:
+    return _kinds((device, WHOLE_DEVICE) for device in devices)
+
+
+@lru_cache(maxsize=4096)
+def _free(devices: tuple[Device, ...]) -> tuple[_Counts, _Shares]:
+    return _kinds((device, device.free) for device in devices)
+
+
+def _kinds(parts: Iterable[tuple[Device, int]]) -> tuple[_Counts, _Shares]:
+    counts: Counter[str] = Counter()
+    most: dict[str, tuple[int, ...]] = {}
     for device, part in parts:
+        if part == WHOLE_DEVICE:
+            counts[device.kind] += 1
         known = most.get(device.kind, (0,) * len(Isolation))
         most[device.kind] = tuple(max(old, part * (device.isolation >= level)) for level, old in enumerate(known))
-    return most
+    return tuple(sorted(counts.items())), tuple(sorted(most.items()))
 
 
-def _grouped(rooms: Iterable[tuple[Mapping[str, int], _Shares, int, int, str, bool]]) -> tuple[Room, ...]:
-    counts = Counter(
-        (tuple(sorted(devices.items())), tuple(sorted(shares.items())), millicores, memory, fault, can_cap)
-        for devices, shares, millicores, memory, fault, can_cap in rooms
-    )
+def _grouped(rooms: Iterable[tuple[_Counts, _Shares, int, int, str, bool]]) -> tuple[Room, ...]:
     return tuple(
         Room(
             devices=dict(devices),
@@ -239,7 +238,7 @@ def _grouped(rooms: Iterable[tuple[Mapping[str, int], _Shares, int, int, str, bo
             can_cap=can_cap,
             count=count,
         )
-        for (devices, shares, millicores, memory, fault, can_cap), count in counts.items()
+        for (devices, shares, millicores, memory, fault, can_cap), count in Counter(rooms).items()
     )
 
 

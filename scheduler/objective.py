@@ -39,8 +39,10 @@ def stakes(problem: Problem) -> dict[str, Stake]:
     A job of several shapes waits with the devices of its smallest one, a begun one counted whole, and at least one. The
     weight is at least 1 per device.
     """
-    rooms = total_room(problem.nodes)
     found: dict[str, Stake] = {}
+    if not problem.jobs:
+        return found
+    rooms = total_room(problem.nodes)
     for job in problem.jobs:
         shapes = possible_shapes(job, rooms)
         if shapes:
@@ -92,8 +94,8 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
     - `deferred_j`: PUE * the work of the cheapest possible shape of each possible job that waits.
     - `wait_j`: sum wait_w * size * H of the same jobs, and boot_wait_w * boot_s for each boot.
     - `late_j`: sum wait_w * size * (run_s - that of the fastest shape of its kind) of the placed jobs whose size is
-      the plan's to choose. `size` is that of the smallest shape, as for waiting. Without it the smallest would be best
-      however many devices are idle.
+      the plan's to choose, without what power caps add. `size` is that of the smallest shape, as for waiting. Without
+      it the smallest would be best however many devices are idle.
 
     With `Problem.fill` all of this is said of `Problem.shared_out`.
     """

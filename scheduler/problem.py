@@ -43,6 +43,10 @@ class NodePower:
     socket_w: float = 0.0
     socket_millicores: int = 0
 
+    def without(self, share: float) -> "NodePower":
+        """The same with this share of what the node draws above off taken out."""
+        return replace(self, base_w=self.base_w - share * (self.base_w - self.off_w))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
@@ -95,11 +99,6 @@ class Node:
             return 0.0
         alike = sum((device.kind == CPU_KIND) == (kind == CPU_KIND) for device in self.devices)
         return (self.power.base_w - self.power.off_w) / alike
-
-    def without(self, share: float) -> "Node":
-        """The same node with this share of what it draws above off taken out."""
-        base_w = self.power.base_w - share * (self.power.base_w - self.power.off_w)
-        return replace(self, power=replace(self.power, base_w=base_w))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,13 +164,15 @@ class Job:
 
     def late_j(self, index: int) -> float:
         """The price of running in this shape for longer than in the fastest of its kind, in J; 0 for a job whose size
-        is given. Its user waits for its end as for its start: with the devices of its smallest shape.
+        is given. Its user waits for its end as for its start: with the devices of its smallest shape. What a power cap
+        adds is free: the user has allowed it.
         """
         if len({shape.size for shape in self.shapes}) < 2:
             return 0.0
         shape = self.shapes[index]
         fastest_s = min(other.run_s for other in self.shapes if other.kind == shape.kind)
-        return self.wait_w * min(other.size for other in self.shapes) * (shape.run_s - fastest_s)
+        uncapped_s = shape.run_s / shape.slower
+        return self.wait_w * min(other.size for other in self.shapes) * max(0.0, uncapped_s - fastest_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -277,13 +278,14 @@ class Problem:
         if not self.fill:
             return self
         shares = self.shares_w()
+        powers = {power: power.without(self.fill) for power in {node.power for node in self.nodes}}
         shaped: dict[Shape, Shape] = {}
         for shape in {shape for job in self.jobs for shape in job.shapes}:
             shaped[shape] = replace(shape, active_w=shape.active_w + shares.get(shape.kind, 0.0))
         return replace(
             self,
             fill=0.0,
-            nodes=tuple(node.without(self.fill) if node.can_switch else node for node in self.nodes),
+            nodes=tuple(replace(node, power=powers[node.power]) if node.can_switch else node for node in self.nodes),
             jobs=tuple(replace(job, shapes=tuple(shaped[shape] for shape in job.shapes)) for job in self.jobs),
         )
 

@@ -18,7 +18,7 @@ from enum import IntEnum
 
 from scheduler.plan import Placement
 from scheduler.power import default_boot_wait_w
-from scheduler.problem import WHOLE_DEVICE, Device, Hold, Job, Node, PowerBudget, Problem, Running
+from scheduler.problem import WHOLE_DEVICE, Hold, Job, Node, PowerBudget, Problem, Running
 from scheduler.reserve import OVERTAKEN_S, reserve
 
 OVERDUE_SHARE = 0.5
@@ -401,24 +401,19 @@ class _Simulation:
 
     def _snapshot(self, machine: _Machine, left: dict[str, float]) -> Node:
         node = machine.node
-        return Node(
-            id=node.id,
+        return replace(
+            node,
             devices=tuple(
-                Device(id=device.id, kind=device.kind, free=device.free if device.id in machine.free else 0)
+                device if device.id in machine.free or not device.free else replace(device, free=0)
                 for device in node.devices
             ),
-            cpu_millicores=node.cpu_millicores,
             free_millicores=machine.millicores,
-            memory_bytes=node.memory_bytes,
             free_memory_bytes=machine.memory_bytes,
-            power=node.power,
             on=machine.on,
-            can_switch=node.can_switch,
             open=node.open and not machine.leaving,
             busy_s=max((left[holder] for holder in machine.holders), default=0.0),
             busy_w=sum(self._active_w(self.live[holder]) for holder in machine.holders),
             booting=machine.on and self.now < machine.ready_s,
-            can_cap=node.can_cap,
         )
 
     def _start(self, placement: Placement) -> None:

@@ -52,7 +52,8 @@ def solve(problem: Problem, budget: Budget = DEFAULT_BUDGET) -> Plan:
     parts = pools(candidates)
     starts = [complete(pool, {}) for pool in parts]
     greedy = _join(candidates, parts, starts)
-    unavoidable_j = _unavoidable_j(problem, candidates)
+    priced = problem.shared_out()
+    unavoidable_j = _unavoidable_j(priced, candidates)
 
     # 2. A better answer, and a bound of what any answer costs.
     allowance = Allowance(budget)
@@ -62,7 +63,7 @@ def solve(problem: Problem, budget: Budget = DEFAULT_BUDGET) -> Plan:
     status = "optimal" if all(part.proven for part in found) else "watchdog" if allowance.stopped else "feasible"
 
     # 3. The better of the two, priced by the one evaluator and checked by somebody else.
-    if _rank(problem, searched) < _rank(problem, greedy):
+    if searched != greedy and _rank(priced, searched) < _rank(priced, greedy):
         plan = _plan(problem, searched, bound_j, "cpsat", status)
     else:
         plan = _plan(problem, greedy, bound_j, "greedy", status)
@@ -237,6 +238,8 @@ def _plan(problem: Problem, placements: tuple[Placement, ...], bound_j: float, m
 
 
 def _verdicts(problem: Problem, placements: Sequence[Placement]) -> tuple[Verdict, ...]:
+    if not problem.jobs:
+        return ()
     placed = {placement.job for placement in placements}
     possible = stakes(problem)
     rooms = survey(problem.nodes)

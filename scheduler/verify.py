@@ -389,11 +389,12 @@ def _cost(problem: Problem, plan: Plan) -> Iterator[Violation]:
 
 
 def _late_j(job: Job, shape: Shape) -> float:
-    """What a job of several sizes is charged for not running in the fastest of this kind, in J."""
+    """What a job of several sizes is charged for not running in the fastest of this kind, caps aside, in J."""
     sizes = sorted(other.members * other.devices for other in job.shapes)
     if sizes[0] == sizes[-1]:
         return 0.0
-    return job.wait_w * sizes[0] * max(shape.run_s - other.run_s for other in job.shapes if other.kind == shape.kind)
+    free_s = shape.run_s / shape.slower
+    return job.wait_w * sizes[0] * max(free_s - other.run_s for other in job.shapes if other.kind == shape.kind)
 
 
 def _woken_j(problem: Problem, plan: Plan, jobs: Mapping[str, Job]) -> float:

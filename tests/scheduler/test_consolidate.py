@@ -131,6 +131,10 @@ def test_a_job_moves_to_a_thriftier_kind_and_never_to_where_it_would_run_longer(
     quick = job("j1", shape(kind="h100"), shape(kind="t4", active_w=60.0))
     of = cluster([machine("a"), machine("c", t4=2)], running(quick, "a-h100-0"))
     assert where(solve(of).moves) == {"j1": "c"}
+    (move,) = solve(of).moves
+    capped = job("j1", *quick.shapes, replace(quick.shapes[1], cap_w=60.0, active_w=50.0))
+    (same,) = consolidate(cluster([machine("a"), machine("c", t4=2)], running(capped, "a-h100-0")), ())
+    assert same == move, "what moves goes on without a power cap"
 
 
 def test_the_checker_finds_a_move_to_a_node_that_goes_off_or_is_off() -> None:

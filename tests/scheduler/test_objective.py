@@ -117,5 +117,8 @@ def test_a_job_of_several_sizes_pays_for_not_running_in_the_fastest_of_its_kind(
     )
     assert on_one.late_j == 125.0 * 2 * HOUR
     assert on_two.late_j == elsewhere.late_j == evaluate(one, ()).late_j == 0.0
+    capped = replace(slow, cap_w=500.0, active_w=300.0, run_s=1.05 * slow.run_s, slower=1.05)
+    allowed = problem(nodes, [job("j1", slow, fast, capped, wait_w=125.0)], pue=1.5)
+    assert evaluate(allowed, [placement("j1", there[0], shape=2)]).late_j == pytest.approx(on_one.late_j)
     rigid = problem(nodes, [job("j1", slow, replace(fast, members=1), wait_w=125.0)])
     assert evaluate(rigid, [placement("j1", there[0])]).late_j == 0.0

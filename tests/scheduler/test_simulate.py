@@ -60,6 +60,18 @@ def test_one_job_on_one_node_by_hand() -> None:
     assert (window.boots, window.resting_w, window.resting_devices) == (1, 15.0, 0)
 
 
+def test_the_planner_sees_all_that_is_known_of_a_node() -> None:
+    told = replace(machine("n"), container_fault="no engine", can_cap=True)
+    seen: list[Problem] = []
+
+    def watching(problem: Problem) -> Decision:
+        seen.append(problem)
+        return planned(problem)
+
+    simulate([told], [arrival("j1", 50.0, 3600.0)], watching, AT_ONCE)
+    assert seen[0].nodes == (told,)
+
+
 def test_an_empty_node_goes_off_after_the_timer_and_draws_until_it_has_gone() -> None:
     switching = Switching(idle_s=600.0, suspend_s=60.0)
     window = simulate([machine("n")], [arrival("j1", 0.0, 3600.0)], planned, switching)
