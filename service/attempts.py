@@ -1,5 +1,7 @@
 """How attempts move on: what agents report, what the service asks, and what follows for the job."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
@@ -11,6 +13,7 @@ from service import broken_nodes, dependencies, verdicts
 from service.db import Record, notify
 from service.lifecycle import (
     ASKED,
+    GOES_ON,
     LOSSES,
     OWN_FAULTS,
     MemberFacts,
@@ -23,6 +26,9 @@ from service.lifecycle import (
 )
 from service.store import attempts as store
 from service.store import jobs as job_store
+
+COUNTS = (("step", "total_steps"), ("epoch", "total_epochs"))
+"""What ranks report of how far they are, and of how far they go."""
 
 
 def stop(tx: Connection, attempt: Record, reason: EndReason, *, now: datetime) -> None:
@@ -108,7 +114,10 @@ def settle(tx: Connection, attempt_id: str, *, max_attempts: int, now: datetime)
     if old == AttemptState.ENDED:
         return
     stopping_for = EndReason(attempt.reason) if attempt.reason else None
-    gang = judge_gang([_facts(row) for row in store.list_members(tx, attempt_id)], stopping_for)
+    members = [_facts(row) for row in store.list_members(tx, attempt_id)]
+    gang = judge_gang(members, stopping_for)
+    if gang.reason in GOES_ON and gang.state == AttemptState.ENDED and _has_finished(tx, attempt, members):
+        gang = replace(gang, reason=EndReason.COMPLETED, message=None)
     if gang.stop and attempt.desired == Desired.RUN.value:
         assert gang.reason is not None
         stop(tx, attempt, gang.reason, now=now)
@@ -128,6 +137,19 @@ def settle(tx: Connection, attempt_id: str, *, max_attempts: int, now: datetime)
         assert gang.reason is not None
         _job_after_attempt(tx, attempt, gang.reason, gang.exit_code, gang.message, max_attempts=max_attempts, now=now)
     notify(tx, f"job:{attempt.job_id}")
+
+
+def _has_finished(tx: Connection, attempt: Record, members: Sequence[MemberFacts]) -> bool:
+    """Whether a job that was asked to leave had reached its end: every rank exited with 0, and the last step (or epoch)
+    that one reported is the last there is. With 0 alone a script may as well leave that has saved and wants to go on.
+    """
+    if any(member.exit_code != 0 for member in members):
+        return False
+    job = job_store.lock_job(tx, attempt.job_id)
+    progress = job.progress or {} if job.epoch == attempt.epoch else {}
+    told = [(progress.get(done), progress.get(total)) for done, total in COUNTS]
+    ends = [done is not None and done >= total for done, total in told if total is not None]
+    return bool(ends) and all(ends)
 
 
 def _waits_for_node(tx: Connection, job_id: str) -> bool:

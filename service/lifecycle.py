@@ -42,6 +42,9 @@ ASKED = frozenset({EndReason.CANCELLED, EndReason.DRAINED, EndReason.PREEMPTED, 
 """Ends that somebody asked the service for, or that it saw itself: a member that was stopped then ended for the
 attempt's own reason, and not because of another member."""
 
+GOES_ON = frozenset({EndReason.DRAINED, EndReason.PREEMPTED, EndReason.MOVED})
+"""Ends after which a job goes on elsewhere at nobody's expense, unless it had reached its own end."""
+
 SENTENCES: dict[EndReason, str] = {
     EndReason.COMPLETED: "every rank exited with 0",
     EndReason.FAILED: "a rank failed",
@@ -57,7 +60,7 @@ SENTENCES: dict[EndReason, str] = {
     EndReason.STALLED: "its ranks lived and did nothing",
     EndReason.DRAINED: "an administrator emptied its node",
     EndReason.PREEMPTED: "an administrator took its devices for something else",
-    EndReason.MOVED: "the planner moved it: it goes on elsewhere",
+    EndReason.MOVED: "the planner moved or resized it: it goes on from its checkpoint",
 }
 
 
@@ -142,7 +145,7 @@ def job_state_after(
         return J.SUCCEEDED
     if cancel_requested or reason == EndReason.CANCELLED:
         return J.CANCELLED
-    if reason in (EndReason.DRAINED, EndReason.PREEMPTED, EndReason.MOVED):
+    if reason in GOES_ON:
         return J.QUEUED
     if reason in LOSSES and losses + 1 < max_attempts:
         return J.QUEUED

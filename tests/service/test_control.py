@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 
 from protocol.states import AttemptState, EndReason
 from tests.service.cluster import Cluster
+from tests.service.test_run_times import report
 
 A, R = AttemptState, EndReason
 
@@ -197,6 +198,33 @@ def test_a_preempted_job_that_completes_first_or_is_cancelled_stays_so(
             cluster.cancel(job)
         cluster.end("n1", cluster.job(job).attempts[-1], end)
         assert cluster.job(job).state == expected
+
+
+def test_a_job_that_is_asked_to_leave_has_succeeded_only_if_it_reached_its_end(
+    cluster: Cluster, client: TestClient, as_root: dict[str, str]
+) -> None:
+    last = {"step": 10, "total_steps": 10}
+    cases: list[tuple[dict[str, int], int | None, str]] = [
+        (last, 0, "succeeded"),
+        ({"epoch": 2, "total_epochs": 2}, 0, "succeeded"),
+        (last, 1, "queued"),
+        (last, None, "queued"),
+        ({"step": 9, "total_steps": 10}, 0, "queued"),  # it has saved and wants to go on
+        (last | {"epoch": 1, "total_epochs": 2}, 0, "queued"),
+        ({"step": 10}, 0, "queued"),
+    ]
+    for told, exit_code, state in cases:
+        job = running(cluster)
+        attempt = cluster.job(job).attempts[-1]
+        client.post(f"/v1/jobs/{job}/preempt", headers=as_root)
+        report(cluster, attempt, **told)
+        cluster.end("n1", attempt, R.CANCELLED, exit_code)
+        after = cluster.job(job)
+        assert (after.state, told, exit_code) == (state, told, exit_code)
+        reason = R.COMPLETED if state == "succeeded" else R.PREEMPTED
+        assert (after.attempts[-1].reason, len(after.attempts)) == (reason, 1)
+        if state == "queued":
+            cluster.cancel(job)
 
 
 @pytest.mark.parametrize("verb", ["hold", "release", "resubmit"])
