@@ -33,7 +33,7 @@ SERVICE_VARIABLES = {
     "ERGON_STOP_GRACE_S": "From the polite signal to the final one when a job is stopped, in s.",
     "ERGON_MAX_ATTEMPTS": "Attempts a job gets in all when nodes are lost under it.",
     "ERGON_OVERTAKEN_S": "How long others of its priority may overtake a job; then nodes are kept for it, in s.",
-    "ERGON_MOVES_PER_JOB": "Running jobs the planner may move for each job that comes; only those with --may-move.",
+    "ERGON_MOVES_PER_JOB": "Moves of running jobs for each that comes; 0: no resizes either. Only with --may-move.",
     "ERGON_POWER_POOLS": "TOML file that says which nodes are switched off and on, and by which commands.",
     "ERGON_POWER_BUDGETS": "TOML file that says how many watts groups of nodes may draw together.",
     "ERGON_KEEP_OUTPUT_DAYS": "Days that output and checkpoints of ended jobs are kept; samples and cycles too.",

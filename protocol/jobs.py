@@ -245,7 +245,8 @@ class JobSpec(Message):
     may_move: bool = Field(
         default=False,
         description="The planner may stop it and let it go on elsewhere from its latest checkpoint, to save power or "
-        "to make room for others; only a job of one node, and never before its present attempt has saved.",
+        "to make room for others: a job that has one node on another, one of a range also on more or fewer; never "
+        "before its present attempt has saved.",
     )
     require_feasible: bool = Field(
         default=False, description="Refuse the job if no node that is present could ever run it."

@@ -45,7 +45,7 @@ class EndReason(StrEnum):
     UNKNOWN_START = "unknown_start"  # the agent cannot tell whether it ran: never started twice
     DRAINED = "drained"  # an administrator emptied its node
     PREEMPTED = "preempted"  # an administrator took its devices away: it goes on later from its checkpoint
-    MOVED = "moved"  # the planner stopped it: it goes on elsewhere from its checkpoint
+    MOVED = "moved"  # the planner stopped it: it goes on elsewhere, or on more or fewer nodes, from its checkpoint
 
 
 class Desired(StrEnum):

@@ -90,9 +90,9 @@ class _Cluster:
         self._horizon_s = problem.horizon_s
         index = {node.id: number for number, node in enumerate(nodes)}
         kinds = sorted({device.kind for node in nodes for device in node.devices})
-        self._devices = [{kind: _free_devices(node, kind) for kind in kinds} for node in nodes]
+        self._devices = [{kind: free_devices(node, kind) for kind in kinds} for node in nodes]
         self._shares_w = problem.shares_w()
-        self._rate_w = np.array([_rate_w(node, problem.fill) for node in nodes])
+        self._rate_w = np.array([rate_w(node, problem.fill) for node in nodes])
         kept = problem.reservation.nodes if problem.reservation else ()
         self._takes_in = np.array(
             [node.on and node.open and not node.booting and node.id not in kept for node in nodes], dtype=bool
@@ -218,10 +218,11 @@ class _Cluster:
         return np.minimum(self._horizon_s, at_s)
 
 
-def _free_devices(node: Node, kind: str) -> list[str]:
+def free_devices(node: Node, kind: str) -> list[str]:
+    """The node's devices of the kind that nobody has a part of, by id."""
     return [device.id for device in node.devices if device.kind == kind and device.free == WHOLE_DEVICE]
 
 
-def _rate_w(node: Node, fill: float) -> float:
+def rate_w(node: Node, fill: float) -> float:
     """What being on costs the node, in W, but for the share that its devices answer for."""
     return (1 - fill) * (node.power.base_w - node.power.off_w) if node.can_switch else 0.0

@@ -90,8 +90,9 @@ class Plan:
     status: str
     """`optimal`, `feasible`, `watchdog` or `fallback`: what is proven about them."""
     moves: tuple[Placement, ...] = ()
-    """Jobs that run and should go elsewhere, in the shape and on the devices given. All of them stop before any of
-    them, or of `placements`, starts there. What they cost and save is no part of the objective."""
+    """Jobs that run and should go elsewhere, or on another number of nodes, in the shape (`Running.every_shape`) and on
+    the devices given. All of them stop before any of them, or of `placements`, starts there. What they cost and save is
+    no part of the objective."""
 
     @property
     def objective_j(self) -> float:

@@ -188,7 +188,8 @@ class Running:
     """A job that runs, in the shape of its index `shape`. `run_s` of each shape is how much longer it would run in it.
 
     `move_j` is what stopping it and starting it elsewhere costs (restart, lost work), in J. One that may not move stays
-    where it is whatever that would save.
+    where it is whatever that would save. `resizes` are shapes of other numbers of nodes in which it may go on
+    (`scheduler.resize`).
     """
 
     job: Job
@@ -196,6 +197,12 @@ class Running:
     members: tuple[Hold, ...]
     move_j: float = 0.0
     may_move: bool = True
+    resizes: tuple[Shape, ...] = ()
+
+    @property
+    def every_shape(self) -> Job:
+        """The job with all shapes in which it may go on: a placement of one that runs counts in these."""
+        return replace(self.job, shapes=(*self.job.shapes, *self.resizes)) if self.resizes else self.job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +236,8 @@ class Problem:
     `horizon_s` is how far ahead on-time and waiting are charged. `pue` multiplies IT energy. `running` are the jobs
     that run and whose placement is known; `outlook` is what is expected to arrive, or nothing.
     The plan may move up to `moves` of the running jobs. With `anew` it plans nodes anew as a whole for that, where no
-    node can be switched, which takes seconds on a large cluster.
+    node can be switched, which takes seconds on a large cluster. It may give up to `resizes` of them another number of
+    nodes.
 
     `fill` is how much of the nodes that are on is expected to be in use, from 0 to 1: with other jobs to come what this
     plan leaves free will not stay free (`shared_out`). `boot_wait_w` is the price of waiting for a boot, in W: the
@@ -245,6 +253,7 @@ class Problem:
     outlook: tuple[Outlook, ...] = ()
     moves: int = 0
     anew: bool = False
+    resizes: int = 0
     fill: float = 0.0
     boot_wait_w: float = 0.0
     reservation: Reservation | None = None

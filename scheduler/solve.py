@@ -17,6 +17,7 @@ from scheduler.plan import Outcome, Placement, Plan, PowerStep, Verdict
 from scheduler.problem import Budget, Job, Problem
 from scheduler.repack import repack
 from scheduler.reserve import Kept
+from scheduler.resize import resize
 from scheduler.search import Allowance, search
 from scheduler.validate import consolidates, has_several_kinds, packs, validate
 from scheduler.verify import verify
@@ -40,7 +41,11 @@ def solve(problem: Problem, budget: Budget = DEFAULT_BUDGET) -> Plan:
     Raises ValueError for a problem that makes no sense, PlannerError if no plan of ours passes the checker.
     """
     validate(problem)
-    problem = problem.ranked()
+    return _resized(problem, _solved(problem.ranked(), budget))
+
+
+def _solved(problem: Problem, budget: Budget) -> Plan:
+    """The plan before any job that runs is resized."""
     if packs(problem):
         packed = _improved(problem, solve_by_packing(problem), budget)
         if packed.moves or packs(replace(problem, moves=0)):
@@ -186,6 +191,25 @@ def _consolidated(problem: Problem, plan: Plan) -> Plan:
     steps = tuple(step for step in plan.power_steps if step.node not in needed)
     moved = replace(plan, moves=moves, power_steps=steps)
     return plan if verify(problem, moved) else moved
+
+
+def _resized(problem: Problem, plan: Plan) -> Plan:
+    """The plan with jobs that run resized, if it moves none and that is worth it."""
+    if not problem.resizes or plan.moves:
+        return plan
+    found = resize(problem, plan.placements)
+    if not found.moves:
+        return plan
+    resized = plan
+    if found.starts:
+        # The bound spoke of plans without that room.
+        idle = evaluate(problem, ())
+        bound_j = idle.off_j + idle.on_j + idle.deferred_j
+        resized = _plan(problem.ranked(), (*plan.placements, *found.starts), bound_j, plan.method, "feasible")
+    needed = {member.node for placement in (*found.moves, *found.starts) for member in placement.members}
+    steps = tuple(step for step in resized.power_steps if step.node not in needed)
+    resized = replace(resized, moves=found.moves, power_steps=steps)
+    return plan if verify(problem, resized) else resized
 
 
 def _note(moved: Sequence[Placement], placements: dict[str, Placement], moves: dict[str, Placement]) -> None:

@@ -65,8 +65,8 @@ def _budgets(problem: Problem) -> Iterator[str]:
         yield from _number(f"budget {budget.name}: watts", budget.watts, 0.0, MAX_W)
         if unknown := set(budget.nodes) - known:
             yield f"budget {budget.name} names {', '.join(sorted(unknown))}, no node of the problem"
-    if problem.budgets and (problem.outlook or problem.moves):
-        yield "there are power budgets: give neither an outlook nor moves"
+    if problem.budgets and (problem.outlook or problem.moves or problem.resizes):
+        yield "there are power budgets: give neither an outlook nor moves, nor resizes"
 
 
 def _problem(problem: Problem) -> Iterator[str]:
@@ -76,8 +76,9 @@ def _problem(problem: Problem) -> Iterator[str]:
     yield from _number("boot_wait_w", problem.boot_wait_w, 0.0, MAX_W)
     yield from _reservation(problem)
     yield from _budgets(problem)
-    if problem.moves < 0:
-        yield f"moves is {problem.moves}, must not be negative"
+    for name, most in (("moves", problem.moves), ("resizes", problem.resizes)):
+        if most < 0:
+            yield f"{name} is {most}, must not be negative"
     yield from _twice("node id", (node.id for node in problem.nodes))
     yield from _twice("job id", (job.id for job in problem.jobs))
     yield from _twice("device id", (device.id for node in problem.nodes for device in node.devices))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.plan import Outcome, Placement, Plan
-from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Shape
+from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Running, Shape
 
 TOLERANCE = 1e-9
 """Relative difference between two sums of the same terms that is put down to rounding."""
@@ -28,18 +28,18 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
     Checked: every gang is placed whole on distinct nodes that are open and on or switchable, on devices of the right
     kind and isolation, none of which gives more than it has free; no node gives more CPU or memory than it has left,
     and none that can run no container, or set no power limit, gets one; nobody is slowed down more than it allows; no
-    more moves than allowed, of jobs that run and may move; a verdict for every job in order, each with reasons unless
-    placed; jobs are called impossible exactly when they are; no job starts in place of one with precedence that would
-    fit there; boots and switch-offs fit the placements; every term of the cost; the bound does not exceed the
-    objective; nobody starts on nodes that are kept for another longer than they are kept; and no group of nodes is
-    brought above its power budget.
+    more moves and resizes than allowed, of jobs that run and may be moved, or resized, so; a verdict for every job in
+    order, each with reasons unless placed; jobs are called impossible exactly when they are; no job starts in place of
+    one with precedence that would fit there; boots and switch-offs fit the placements; every term of the cost; the
+    bound does not exceed the objective; nobody starts on nodes that are kept for another longer than they are kept; and
+    no group of nodes is brought above its power budget.
     """
     problem = problem.ranked()
     nodes = {node.id: node for node in problem.nodes}
     jobs = {job.id: job for job in problem.jobs}
     # Moved jobs leave their devices before anything starts: with those free again, a move is a placement like others.
     free = _released(problem, plan)
-    those = jobs | {running.job.id: running.job for running in problem.running}
+    those = jobs | {running.job.id: running.every_shape for running in problem.running}
     violations = [*_moves(problem, plan), *_placements((*plan.placements, *plan.moves), free, those)]
     if violations:
         return violations  # the other checks would stumble over what these found
@@ -58,15 +58,24 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
 
 
 def _moves(problem: Problem, plan: Plan) -> Iterator[Violation]:
-    if len(plan.moves) > problem.moves:
-        message = f"{len(plan.moves)} jobs are moved, and {problem.moves} may be"
-        yield Violation(code="moves_exceeded", message=message)
     running = {running.job.id: running for running in problem.running}
+    resized = {move.job for move in plan.moves if move.job in running and _resizes(running[move.job], move)}
+    if len(plan.moves) - len(resized) > problem.moves:
+        message = f"{len(plan.moves) - len(resized)} jobs are moved, and {problem.moves} may be"
+        yield Violation(code="moves_exceeded", message=message)
+    if len(resized) > problem.resizes:
+        message = f"{len(resized)} jobs are resized, and {problem.resizes} may be"
+        yield Violation(code="resizes_exceeded", message=message)
     for move in plan.moves:
         if move.job not in running:
             yield Violation(code="unknown_job", message=f"{move.job} is moved but does not run")
-        elif not running[move.job].may_move:
+        elif move.job not in resized and not running[move.job].may_move:
             yield Violation(code="may_not_move", message=f"{move.job} is moved and may not be")
+
+
+def _resizes(running: Running, move: Placement) -> bool:
+    """Whether the job gets a shape that it has for that purpose only."""
+    return move.shape >= len(running.job.shapes)
 
 
 def _released(problem: Problem, plan: Plan) -> dict[str, Node]:

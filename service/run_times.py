@@ -141,6 +141,13 @@ class RunTimes:
         left_s /= member.slower
         return lambda kind, nodes: left_s * self.whole(work, spec, kind, nodes).median_s / here_s
 
+    def has_seen(self, member: Record, nodes: int) -> bool:
+        """Whether past runs tell how fast the work of an attempt is on so many nodes with its devices. `member` as for
+        `left`.
+        """
+        work, spec = (member.user_id, member.signature), JobSpec.model_validate(member.spec)
+        return self.whole(work, spec, member.kind, nodes).source in (Source.PAST_RUNS, Source.OTHER_SIZES)
+
     def best_known(self, job: Record, spec: JobSpec) -> tuple[str, RunTime]:
         """The kind of devices, of those that a job accepts that waits, on which the most is known of it; and how long
         it runs there on the fewest nodes it accepts. Empty if no kind says more than another.

@@ -170,7 +170,11 @@ def submit(
         ),
     ] = None,
     may_move: Annotated[
-        bool, typer.Option("--may-move", help="It may be stopped and go on elsewhere from its latest checkpoint.")
+        bool,
+        typer.Option(
+            "--may-move",
+            help="It may be stopped and go on elsewhere, of a range also on more or fewer nodes, from its checkpoint.",
+        ),
     ] = False,
     require_feasible: Annotated[
         bool, typer.Option("--require-feasible", help="Refuse the job if no present node could ever run it.")

@@ -17,7 +17,7 @@ PATIENCE_S = 600.0
 """A claim whose place has not become free for so long is given up."""
 
 MOST_AT_ONCE = 15
-"""Moves of one plan, at most."""
+"""Moves of one plan, at most, and resizes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

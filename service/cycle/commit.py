@@ -100,11 +100,12 @@ def commit_gang(
     notify(tx, f"job:{placement.job}")
 
 
-def commit_move(tx: Connection, placement: Placement, *, term: int, now: datetime) -> int:
+def commit_move(tx: Connection, placement: Placement, *, resizes: bool, term: int, now: datetime) -> int:
     """Ask a job that runs to leave, so that it goes on at another place. The epoch of the attempt that is stopped.
 
     Args:
         tx: a transaction of its own; on an exception the caller must roll it back.
+        resizes: it goes on on another number of nodes.
 
     Raises:
         TermOver: another process leads.
@@ -117,7 +118,9 @@ def commit_move(tx: Connection, placement: Placement, *, term: int, now: datetim
     if not attempt or attempt.state != AttemptState.RUNNING.value or attempt.desired != Desired.RUN.value:
         raise Overtaken(f"job {placement.job} does not run as the plan saw it")
     names = [member.node for member in placement.members]
-    job_store.add_event(tx, placement.job, kind="moving", now=now, epoch=attempt.epoch, nodes=names)
+    job_store.add_event(
+        tx, placement.job, kind="resizing" if resizes else "moving", now=now, epoch=attempt.epoch, nodes=names
+    )
     attempts.stop(tx, attempt, EndReason.MOVED, now=now)
     return attempt.epoch
 

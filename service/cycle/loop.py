@@ -25,7 +25,7 @@ from scheduler.validate import consolidates, packs
 from scheduler.verify import verify
 from service import maintenance, nodes, run_times, verdicts
 from service.alarms import Alarm
-from service.cycle.claims import Allowance, Claim, not_yet
+from service.cycle.claims import MOST_AT_ONCE, Allowance, Claim, not_yet
 from service.cycle.commit import Overtaken, TermOver, commit_gang, commit_move
 from service.cycle.fill import boot_wait_w, read_fill
 from service.cycle.hooks import HookProcesses, Hooks
@@ -56,7 +56,7 @@ SWEEP_EVERY_S = 600.0
 """How often the leader looks for what is too old."""
 
 GATHER_EVERY_S = 60.0
-"""How often the leader looks whether jobs that run had better be together while none waits."""
+"""How often the leader looks whether jobs that run had better be together, or larger, while none waits."""
 
 NAMED = 10
 """Nodes that an alarm names."""
@@ -235,7 +235,7 @@ class Cycle:
             )
             spares = read_spares(tx, problem, self._settings.power_pools, now=at)
             self._allowance.note(problem.jobs)
-            moves = self._allowance.left > 0 and not self._claims and attempt_store.any_may_move(tx)
+            moves = self._settings.moves_per_job > 0 and not self._claims and attempt_store.any_may_move(tx)
             if learns or self._outlook or moves:
                 problem = replace(problem, running=read_running(tx, problem.nodes, now=at))
             past = read_past(tx, problem) if learns else None
@@ -251,15 +251,16 @@ class Cycle:
             with self._engine.begin() as tx:
                 run_times.learn_kinds(tx)
         problem = self._foreseeing(problem)
-        gathers = problem.moves > 0 and self._clock_s() - self._gathered_at >= GATHER_EVERY_S
-        if not problem.jobs and not may_go(spares, at) and not (gathers and consolidates(problem)):
+        gathers = (problem.moves > 0 and consolidates(problem)) or problem.resizes > 0
+        gathers = gathers and self._clock_s() - self._gathered_at >= GATHER_EVERY_S
+        if not problem.jobs and not may_go(spares, at) and not gathers:
             self._switching.boot(to_warm_up(problem, (), spares, self._settings.power_pools), term)
             return
         # 3. Say how full nodes are and what a boot is worth, and solve in the child.
         solve_started_s = time.perf_counter()
         problem = replace(problem, fill=self._fill, boot_wait_w=boot_wait_w(problem))
         plan = self._solve(problem, self._budget)
-        self._gathered_at = self._clock_s() if problem.moves else self._gathered_at
+        self._gathered_at = self._clock_s() if problem.moves or problem.resizes else self._gathered_at
         solve_s = time.perf_counter() - solve_started_s
         # 4. Never trust the optimiser.
         if violations := verify(problem, plan):
@@ -289,13 +290,15 @@ class Cycle:
         )
 
     def _foreseeing(self, problem: Problem) -> Problem:
-        """The problem with the outlook and the moves there may be, where the planner knows how to use them."""
+        """The problem with the outlook, moves and resizes there may be, where the planner knows how to use them."""
         outlook = self._outlook if foresees(problem) else ()
         movable = foresees(problem) or (consolidates(problem) and not problem.budgets)
         movable = movable and not self._claims and any(running.may_move for running in problem.running)
         moves = self._allowance.left if movable else 0
-        running = problem.running if moves or outlook else ()
-        problem = replace(problem, outlook=outlook, moves=moves, running=running)
+        resizable = not self._claims and not problem.budgets and self._settings.moves_per_job > 0
+        resizes = MOST_AT_ONCE if resizable and any(running.resizes for running in problem.running) else 0
+        running = problem.running if moves or outlook or resizes else ()
+        problem = replace(problem, outlook=outlook, moves=moves, resizes=resizes, running=running)
         if problem.reservation is not None and packs(problem):
             problem = replace(problem, reservation=Reservation(job=problem.reservation.job))
         return problem
@@ -374,16 +377,17 @@ class Cycle:
     def _move(self, problem: Problem, plan: Plan, seen: Seen, late: Mapping[str, Reason], term: int) -> None:
         """Stop the jobs that move, and note where they and those that they make room for go on."""
         since_s = self._clock_s()
-        running = {one.job.id: one.job for one in problem.running}
+        running = {one.job.id: one for one in problem.running}
         for move in plan.moves:
+            resizes = move.shape >= len(running[move.job].job.shapes)
             try:
                 with self._engine.begin() as tx:
-                    epoch = commit_move(tx, move, term=term, now=self._now())
+                    epoch = commit_move(tx, move, resizes=resizes, term=term, now=self._now())
             except Overtaken as race:
                 log.info("not moved: %s", race)
                 continue
-            self._allowance.spend(1)
-            shape = running[move.job].shapes[move.shape]
+            self._allowance.spend(0 if resizes else 1)
+            shape = running[move.job].every_shape.shapes[move.shape]
             self._claims.append(Claim(placement=move, shape=shape, epoch=epoch, since_s=since_s))
         jobs = {job.id: job for job in problem.jobs}
         for placement in plan.placements:

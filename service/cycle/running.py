@@ -3,23 +3,29 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
 from protocol.jobs import JobSpec
-from protocol.states import AttemptState, Desired
+from protocol.states import AttemptState, Desired, EndReason
 from scheduler.caps import capped_w
 from scheduler.power import default_wait_w
 from scheduler.problem import WHOLE_DEVICE, Hold, Job, Node, Running, Shape
 from service import run_times
 from service.cycle.shapes import shapes_of
 from service.db import Record
+from service.run_times import RunTimes
 from service.store import attempts as attempt_store
 from service.store import nodes as node_store
 
 RESTART_S = 60.0
 """How long a job that moves is assumed to hold devices without training: leaving, starting, loading. A guess."""
+
+MOST_MOVES = 4
+"""A job that has been moved or resized so often within `MOVES_WITHIN` is not resized again."""
+
+MOVES_WITHIN = timedelta(hours=1)
 
 
 def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tuple[Running, ...]:
@@ -35,6 +41,7 @@ def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tup
     for row in held_rows:
         members[row.attempt_id].append(row)
     times = run_times.read(tx, [(row.user_id, row.signature) for row in held_rows])
+    moved = attempt_store.count_ends(tx, EndReason.MOVED, since=now - MOVES_WITHIN)
     kinds = {device.id: device.kind for node in nodes for device in node.devices}
     prices: dict[frozenset[str], float] = {}
     found: list[Running] = []
@@ -61,6 +68,7 @@ def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tup
                 slower=rows[0].slower,
             )
             index, shapes = len(shapes), (*shapes, capped)
+        allowed = _may_move(rows[0], spec) and fit.issuperset(device for hold in holds for device in hold.devices)
         found.append(
             Running(
                 job=Job(
@@ -73,23 +81,38 @@ def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tup
                 shape=index,
                 members=holds,
                 move_j=_move_j(rows[0], shapes[index], prices[accepted], now),
-                may_move=_may_move(rows, spec) and fit.issuperset(holds[0].devices),
+                may_move=allowed and rows[0].nodes == 1,
+                resizes=_resizes(rows[0], spec, nodes, times, now)
+                if allowed and moved.get(rows[0].job_id, 0) < MOST_MOVES
+                else (),
             )
         )
     return tuple(sorted(found, key=lambda one: (one.job.order, one.job.id)))
 
 
-def _may_move(members: Sequence[Record], spec: JobSpec) -> bool:
-    """A job of one member that allows it, runs, and has saved in this attempt: it cannot be moved to and fro without
-    getting on.
-    """
-    first = members[0]
+def _may_move(member: Record, spec: JobSpec) -> bool:
+    """A job that allows it, runs, and has saved in this attempt: it cannot be moved to and fro without getting on."""
     return (
         spec.may_move
-        and first.nodes == 1
-        and first.attempt_state == AttemptState.RUNNING.value
-        and first.desired == Desired.RUN.value
-        and first.checkpoint_epoch == first.epoch
+        and member.attempt_state == AttemptState.RUNNING.value
+        and member.desired == Desired.RUN.value
+        and member.checkpoint_epoch == member.epoch
+    )
+
+
+def _resizes(member: Record, spec: JobSpec, nodes: Sequence[Node], times: RunTimes, now: datetime) -> tuple[Shape, ...]:
+    """The shapes of other numbers of nodes, with devices of the same kind, in which a job may go on. Larger ones only
+    if runs have told how fast its work is: a guess is not worth a restart. On fewer nodes a guess takes the longest.
+    """
+    if not spec.devices_per_node or spec.device_share < 1:
+        return ()
+    left_s, device_w = times.left_on(member, now), times.device_w((member.user_id, member.signature))
+    return tuple(
+        shape
+        for size in spec.sizes
+        if size < member.nodes or (size > member.nodes and times.has_seen(member, size))
+        for shape in shapes_of(spec, nodes, left_s, device_w, size)
+        if shape.kind == member.kind
     )
 
 

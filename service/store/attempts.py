@@ -339,6 +339,13 @@ def any_may_move(tx: Connection) -> bool:
     return tx.execute(select(held.where(jobs.c.spec.contains({"may_move": True})).exists())).scalar_one()
 
 
+def count_ends(tx: Connection, reason: EndReason, *, since: datetime) -> dict[str, int]:
+    """How many attempts of each job have ended for this reason since then, of the jobs of which any has."""
+    query = select(attempts.c.job_id, func.count().label("ends")).where(attempts.c.reason == reason.value)
+    query = query.where(attempts.c.ended_at >= since).group_by(attempts.c.job_id)
+    return {row.job_id: row.ends for row in tx.execute(query)}
+
+
 def list_attempts(tx: Connection, job_id: str) -> Sequence[Record]:
     return tx.execute(select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.epoch)).all()
 
