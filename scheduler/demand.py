@@ -8,6 +8,9 @@ from dataclasses import dataclass
 WHOLE_DEVICE = 1000
 """Thousandths of a device that make the whole one."""
 
+PERIOD = 500
+"""Jobs of a period of the past: fewer would tell little, and a change is seen after one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class NodeClass:

@@ -27,9 +27,6 @@ from scheduler.problem import Problem
 
 Vector = NDArray[np.float64]
 
-PERIOD = 500
-"""Jobs of a period: fewer would tell little, and a change is seen after one."""
-
 SURE = math.log(1000.0)
 """Two sources must explain what came so much better than one, as the logarithm of a ratio of likelihoods."""
 

@@ -19,10 +19,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 Vector = NDArray[np.float64]
-NNLS: Callable[[Vector, Vector], tuple[Vector, float]] = nnls
 
 RUN_NOISE = 0.10
 """How far the logarithms of the times of one program on one shape scatter: runs differ by about a tenth [assumed]."""
@@ -109,6 +107,14 @@ class Curve:
         return replace(self, one_s=self.one_s * ratio)
 
 
+def _least_squares(matrix: Vector, wanted: Vector) -> Vector:
+    """The solution without negative parts."""
+    from scipy.optimize import nnls  # noqa: PLC0415 - takes longer to load than half of the API
+
+    solve: Callable[[Vector, Vector], tuple[Vector, float]] = nnls
+    return solve(matrix, wanted)[0]
+
+
 def fit(points: Sequence[Point], prior: Prior) -> Curve:
     """The curve through these runs, at least one. After one it has the prior's form and the run's scale."""
     assert points, "there is nothing to fit to"
@@ -125,7 +131,7 @@ def fit(points: Sequence[Point], prior: Prior) -> Curve:
     # The first unknown is what T_1 has above the least that the overheads leave it.
     matrix = np.array(rows)
     matrix[:, 1:] += matrix[:, :1] / MOST_OVERHEAD
-    found = NNLS(matrix, np.array(wanted))[0]
+    found = _least_squares(matrix, np.array(wanted))
     rest, intra, inter, slope = (float(value) for value in found)
     one = rest + (intra + inter + slope) / MOST_OVERHEAD
     curve = Curve(

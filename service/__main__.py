@@ -71,11 +71,11 @@ def command_line() -> argparse.ArgumentParser:
     commands.add_parser("cycle", help="plan, or stand by to")
     token = commands.add_parser("token", help="make a token and print it once").add_subparsers(required=True)
     user = token.add_parser("user", help="a token for a person, who is created if new")
-    user.add_argument("name")
+    user.add_argument("names", metavar="name", nargs=1)
     user.add_argument("--role", choices=[role.value for role in Role], default=Role.USER.value)
     user.set_defaults(kind="user")
-    node = token.add_parser("node", help="a token with which an agent may be the node of this name")
-    node.add_argument("name")
+    node = token.add_parser("node", help="a token with which an agent may be the node of this name, for each name")
+    node.add_argument("names", metavar="name", nargs="+")
     node.set_defaults(kind="node")
     backup = commands.add_parser("backup", help="write the database and the store to one file; the service goes on")
     restore = commands.add_parser("restore", help="bring a backup back, into an empty database; the service is stopped")
@@ -168,21 +168,26 @@ def _cycle(settings: Settings, _: argparse.Namespace) -> int:
 
 
 def _token(settings: Settings, options: argparse.Namespace) -> int:
-    try:
-        name = TypeAdapter(Name).validate_python(options.name)
-    except ValidationError as error:
-        raise SettingsError(f"the name {options.name!r} cannot be used: {in_words(error.errors()[0])}") from error
+    names = [_name(text) for text in options.names]
     engine = connect(_checked_url(settings), pool_size=1)
     clock = Clock(engine)
     with engine.begin() as tx:
         now = clock()
         if options.kind == "node":
-            token = auth.make_node_token(tx, name=name, now=now)
+            tokens = [auth.make_node_token(tx, name=name, now=now) for name in names]
         else:
-            token = auth.make_user_token(tx, name=name, role=Role(options.role), now=now, new_id=new_id)
+            role = Role(options.role)
+            tokens = [auth.make_user_token(tx, name=name, role=role, now=now, new_id=new_id) for name in names]
     engine.dispose()
-    print(token)
+    print(*tokens, sep="\n")
     return 0
+
+
+def _name(text: str) -> str:
+    try:
+        return TypeAdapter(Name).validate_python(text)
+    except ValidationError as error:
+        raise SettingsError(f"the name {text!r} cannot be used: {in_words(error.errors()[0])}") from error
 
 
 def _backup(settings: Settings, options: argparse.Namespace) -> int:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
-
 from service.settings import Settings, SettingsError
 from service.tariffs import Step, Tariff, TariffError, parse_steps
 
@@ -87,6 +85,8 @@ class TariffSource:
             self._fail(str(path), error)
 
     def _ask(self, url: str) -> None:
+        import httpx  # noqa: PLC0415 - most have no URL, and the API and the cycle start faster
+
         try:
             text = self._fetch(url)
             self._steps, self.fault = parse_steps(text), None
@@ -118,6 +118,8 @@ class TariffSource:
 
 def fetch_text(url: str) -> str:
     """What the URL answers. Raises httpx.HTTPError and TariffError."""
+    import httpx  # noqa: PLC0415 - as above
+
     with httpx.stream("GET", url, timeout=FETCH_LIMIT_S, follow_redirects=True) as answer:
         answer.raise_for_status()
         content = b""

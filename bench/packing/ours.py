@@ -10,8 +10,8 @@ from bench.packing.ledger import Ledger
 from bench.packing.measure import LOADS
 from bench.packing.trace import Ints
 from scheduler.classes import count_demands
-from scheduler.demand import WHOLE_DEVICE, Outlook
-from scheduler.learning import PERIOD, expected_mix, outlook_beside, variation
+from scheduler.demand import PERIOD, WHOLE_DEVICE, Outlook
+from scheduler.learning import expected_mix, outlook_beside, variation
 from scheduler.moving import FULL, Mover
 from scheduler.packing import Packer
 from scheduler.plan import Placement, Plan

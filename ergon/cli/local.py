@@ -100,8 +100,9 @@ def local_cluster(settings: LocalSettings) -> Iterator[LocalCluster]:
         environment = _environment(settings, data_dir)
         _check_port(environment["ERGON_HOST"], settings.port)
         with Family(environment=environment, folder=data_dir, logs=logs, grace_s=STOP_S) as family:
-            url = _start_service(family)
-            commands = _agents(family, url, settings)
+            names = node_names(settings.agents)
+            url, tokens = _start_service(family, names)
+            commands = _agents(family, url, settings, dict(zip(names, tokens, strict=True)))
             agents = family.start(commands)
             for agent in agents:
                 agent.wait_ready(READY_S)
@@ -112,8 +113,8 @@ def local_cluster(settings: LocalSettings) -> Iterator[LocalCluster]:
                 yield LocalCluster(family, url, switchboard)
 
 
-def _start_service(family: Family) -> str:
-    """Start the database, the API and the planning cycle; the address of the API."""
+def _start_service(family: Family, nodes: list[str]) -> tuple[str, list[str]]:
+    """Start the database, the API and the planning cycle; the address of the API, and a fresh token for each node."""
     if family.environment.get("ERGON_DATABASE_URL"):
         _service(family, "migrate")
     else:
@@ -121,18 +122,19 @@ def _start_service(family: Family) -> str:
         database.wait_ready(DATABASE_READY_S)
     [api] = family.start({"api": _python("service", "api")})
     [cycle] = family.start({"cycle": _python("service", "cycle")})
+    tokens = _service(family, "token", "node", *nodes).split()
     url = str(api.wait_ready(READY_S)["url"]).rstrip("/")
     cycle.wait_ready(READY_S)
-    return url
+    return url, tokens
 
 
-def _agents(family: Family, url: str, settings: LocalSettings) -> dict[str, list[str]]:
+def _agents(family: Family, url: str, settings: LocalSettings, tokens: Mapping[str, str]) -> dict[str, list[str]]:
     """The command of each agent. A device belongs to one node: no two share a slot, and the first has the GPUs."""
     commands: dict[str, list[str]] = {}
-    for number, name in enumerate(node_names(settings.agents)):
+    for number, (name, token) in enumerate(tokens.items()):
         first = number * settings.slots_per_agent
         slots = f"{first}-{first + settings.slots_per_agent - 1}"
-        commands[name] = _agent(family, url, name, slots) + (["--no-gpus"] if number else [])
+        commands[name] = _agent(family, url, name, token, slots) + (["--no-gpus"] if number else [])
     return commands
 
 
@@ -141,8 +143,8 @@ def node_names(agents: int) -> list[str]:
     return [f"node-{number}" for number in range(1, agents + 1)]
 
 
-def _agent(family: Family, url: str, name: str, slots: str) -> list[str]:
-    """The command line of an agent, with a folder of its own and a fresh token in it."""
+def _agent(family: Family, url: str, name: str, token: str, slots: str) -> list[str]:
+    """The command line of an agent, with a folder of its own and its token in it."""
     state = family.folder / "agents" / name
     state.mkdir(mode=0o711, parents=True, exist_ok=True)
     checkpoints = family.folder / "checkpoints"
@@ -150,7 +152,7 @@ def _agent(family: Family, url: str, name: str, slots: str) -> list[str]:
     token_file = state / "token"
     token_file.unlink(missing_ok=True)
     with os.fdopen(os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(_service(family, "token", "node", name))
+        file.write(token + "\n")
     return _python(
         "workers",
         *("--server", url, "--name", name, "--token-file", str(token_file), "--state-dir", str(state)),

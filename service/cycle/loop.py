@@ -18,7 +18,6 @@ from protocol.jobs import Reason
 from protocol.states import NodeState, PowerState
 from scheduler import codec
 from scheduler.demand import Outlook
-from scheduler.learning import outlook_of_past
 from scheduler.plan import Outcome, Placement, Plan, Verdict
 from scheduler.problem import Budget, Problem, Reservation, Shape
 from scheduler.validate import consolidates, packs
@@ -88,7 +87,7 @@ class Cycle:
         now: Callable[[], datetime],
         clock_s: Callable[[], float],
         new_id: NewId,
-        learn: Learn = outlook_of_past,
+        learn: Learn,
         hooks: Hooks | None = None,
     ) -> None:
         self._engine = engine

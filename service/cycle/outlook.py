@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from protocol.jobs import JobSpec
-from scheduler.demand import Outlook
-from scheduler.learning import PERIOD
+from scheduler.demand import PERIOD, Outlook
 from scheduler.problem import Job, Problem, Shape
 from scheduler.runtimes import SHORTEST_RUN_S
 from scheduler.validate import has_several_kinds

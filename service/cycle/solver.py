@@ -4,24 +4,20 @@ solver that hangs, dies or eats memory costs one child and nothing else.
 Parent and child exchange frames over pipes: eight bytes of length, then what is asked or the codec's bytes.
 """
 
-import contextlib
 import json
 import logging
-import os
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import IO, Any
+from typing import IO
 
 from scheduler import codec
 from scheduler.demand import Outlook
-from scheduler.learning import outlook_of_past
 from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
-from scheduler.solve import solve, solve_greedily
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +44,7 @@ class SolverProcess:
     def start(self) -> None:
         """Start the child and let it warm up in the background."""
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "service.cycle.solver"],
+            [sys.executable, "-P", "-m", "service.cycle.solver_child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
@@ -70,6 +66,8 @@ class SolverProcess:
             log.error("the solver failed and is replaced; the greedy plan is used: %s", failure)
             self.stop()
             self.start()
+            from scheduler.solve import solve_greedily  # noqa: PLC0415 - loads OR-Tools, which is the child's to do
+
             return solve_greedily(problem)
 
     def learn(self, problem: Problem, periods: Sequence[Sequence[int]]) -> tuple[Outlook, ...]:
@@ -95,9 +93,9 @@ class SolverProcess:
         watchdog = threading.Timer(limit_s, self._child.kill)
         watchdog.start()
         try:
-            _write(self._child.stdin, json.dumps(asked).encode())
-            _write(self._child.stdin, codec.encode_problem(problem))
-            if answer := _read(self._child.stdout):
+            write(self._child.stdin, json.dumps(asked).encode())
+            write(self._child.stdin, codec.encode_problem(problem))
+            if answer := read(self._child.stdout):
                 self._warm = True
                 return answer
         except (OSError, ValueError) as error:
@@ -107,33 +105,15 @@ class SolverProcess:
         raise SolverFailed(f"the child ended, by itself or because it took longer than {limit_s:g} s")
 
 
-def _write(pipe: IO[bytes], frame: bytes) -> None:
+def write(pipe: IO[bytes], frame: bytes) -> None:
+    """Send a frame. Raises OSError if nobody reads."""
     pipe.write(LENGTH.pack(len(frame)) + frame)
     pipe.flush()
 
 
-def _read(pipe: IO[bytes]) -> bytes | None:
+def read(pipe: IO[bytes]) -> bytes | None:
+    """The next frame; None when the pipe is closed."""
     head = pipe.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
     return pipe.read(LENGTH.unpack(head)[0])
-
-
-def serve() -> None:
-    """The child: solve whatever comes in until the parent closes the pipe."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not get between the frames
-    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
-        while (asked := _read(requests)) and (problem := _read(requests)):
-            _write(answers, _answer(json.loads(asked), codec.decode_problem(problem)))
-
-
-def _answer(asked: dict[str, Any], problem: Problem) -> bytes:
-    if "periods" in asked:
-        outlook = outlook_of_past(problem, asked["periods"])
-        return codec.encode_problem(Problem(nodes=(), jobs=(), outlook=outlook))
-    return codec.encode_plan(solve(problem, Budget(**asked)))
-
-
-if __name__ == "__main__":
-    serve()

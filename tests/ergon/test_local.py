@@ -29,7 +29,8 @@ STAND_IN = textwrap.dedent("""
     if os.path.exists("fail-" + arguments[0]):
         sys.exit("it went wrong")
     if arguments[0] == "token":
-        print("token-of-" + arguments[2])
+        names = arguments[2:] if arguments[1] == "node" else arguments[2:3]
+        print(*("token-of-" + name for name in names), sep="\\n")
     elif arguments[0] == "migrate":
         print(json.dumps({"ready": "migrate"}))
     else:
@@ -65,9 +66,9 @@ def test_everything_starts_in_order_from_the_data_folder(tmp_path: Path) -> None
     assert {call["cwd"] for call in made} == {str(tmp_path)}
     words = [" ".join(map(str, call["arguments"])) for call in made]
     assert words[0] == "service database"
-    assert set(words[1:3]) == {"service api", "service cycle"}
-    assert words[3:5] == ["service token node node-1", "service token node node-2"]
-    assert words[7] == "service token user alice --role user"
+    assert set(words[1:4]) == {"service api", "service cycle", "service token node node-1 node-2"}
+    assert {word.split()[0] for word in words[4:6]} == {"workers"}
+    assert words[6] == "service token user alice --role user"
 
 
 def test_agents_get_slots_of_their_own_and_a_secret_token(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from scheduler.booking import look_ahead
 from scheduler.classes import class_of, count_demands, demand_of
-from scheduler.demand import Outlook
-from scheduler.learning import PERIOD, expected_mix, outlook_beside, outlook_of_past, variation
+from scheduler.demand import PERIOD, Outlook
+from scheduler.learning import expected_mix, outlook_beside, outlook_of_past, variation
 from scheduler.packing import Packer
 from scheduler.problem import Hold, Job, NodePower, Problem, Running
 from tests.builders import job, node, problem, shape

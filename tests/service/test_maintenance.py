@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from protocol.states import AttemptState, Desired, EndReason, JobState
+from scheduler.learning import outlook_of_past
 from scheduler.problem import Budget
 from scheduler.solve import solve
 from service.cycle.commit import Overtaken
@@ -30,6 +31,7 @@ def cycle(cluster: Cluster) -> Cycle:
         now=lambda: cluster.now,
         clock_s=cluster.clock_s,
         new_id=cluster.new_id,
+        learn=outlook_of_past,
     )
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from protocol.nodes import DeviceReport
-from scheduler.demand import Outlook
-from scheduler.learning import PERIOD, outlook_of_past
+from scheduler.demand import PERIOD, Outlook
+from scheduler.learning import outlook_of_past
 from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve

@@ -68,7 +68,7 @@ def solver() -> Iterator[SolverProcess]:
 def children() -> list[psutil.Process]:
     """The solver processes of this test."""
     own = psutil.Process().children()
-    return [child for child in own if "service.cycle.solver" in child.cmdline()]
+    return [child for child in own if "service.cycle.solver_child" in child.cmdline()]
 
 
 def test_a_child_solves_what_we_would_have_solved_within_the_same_budget(solver: SolverProcess) -> None:

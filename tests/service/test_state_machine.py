@@ -25,6 +25,7 @@ from protocol.jobs import JobSpec
 from protocol.states import AttemptState, Desired, EndReason, Role
 from protocol.sync import Assignment, MemberReport, SyncRequest
 from protocol.version import PROTOCOL_VERSION
+from scheduler.learning import outlook_of_past
 from scheduler.plan import Placement, Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve, solve_greedily
@@ -443,6 +444,7 @@ class Service(RuleBasedStateMachine):
             now=lambda: self.cluster.now,
             clock_s=self.cluster.clock_s,
             new_id=self.cluster.new_id,
+            learn=outlook_of_past,
         )
 
     def _reports(self, name: str) -> list[MemberReport]:

@@ -13,6 +13,7 @@ from psycopg.rows import dict_row
 from sqlalchemy import Engine
 
 from protocol.states import AttemptState, EndReason, JobState
+from scheduler.learning import outlook_of_past
 from scheduler.solve import solve
 from service import auth, migrate
 from service.cycle.leadership import PATIENCE_S
@@ -132,6 +133,7 @@ def test_the_work_goes_on(cluster: Cluster) -> None:
         now=lambda: cluster.now,
         clock_s=cluster.clock_s,
         new_id=cluster.new_id,
+        learn=outlook_of_past,
     )
     cycle.step(woken=True)
     cluster.advance(PATIENCE_S + 1)  # whoever led before does not any more

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import OperationalError
 
 from protocol.sync import RegisterRequest, SyncRequest
+from scheduler.learning import outlook_of_past
 from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve_greedily
@@ -218,6 +219,7 @@ class Planner:
             now=lambda: EPOCH + timedelta(seconds=self._world.now),
             clock_s=lambda: self._world.now * self._rate,
             new_id=self._new_id,
+            learn=outlook_of_past,
             hooks=self._switches(),
         )
         self.processes = [self._world.spawn(self.name, self._step), self._world.spawn(self.name, self._keep)]

@@ -106,7 +106,7 @@ def leader(engine: Engine) -> tuple[int, int]:
 
 
 def solver_of(cycle: int) -> psutil.Process:
-    [solver] = [child for child in psutil.Process(cycle).children() if "service.cycle.solver" in child.cmdline()]
+    [solver] = [child for child in psutil.Process(cycle).children() if "service.cycle.solver_child" in child.cmdline()]
     return solver
 
 
