@@ -1,11 +1,11 @@
 """What the recipes that classify rows of numbers share: their options, and where their examples come from."""
 
 from dataclasses import dataclass, replace
-from typing import cast
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 
 from training.errors import InputError
 from training.examples import Tensors, split
@@ -56,8 +56,12 @@ def load(options: ClassifyOptions) -> Classified:
 
 
 def _digits() -> tuple[torch.Tensor, torch.Tensor, int]:
-    raw = cast(Bunch, load_digits())
-    return torch.tensor(raw.data, dtype=torch.float32), torch.tensor(raw.target, dtype=torch.int64), 10
+    """As `sklearn.datasets.load_digits`, from its file: to import scikit-learn takes as long as to import torch."""
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    table = torch.from_numpy(np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=","))
+    return table[:, :-1].float(), table[:, -1].long(), 10
 
 
 def _table(options: ClassifyOptions) -> tuple[torch.Tensor, torch.Tensor, int]:

@@ -31,7 +31,7 @@ from protocol.states import FINAL_JOB_STATES, JobState, Role
 
 AGENTS, SLOTS = 2, 2
 MIN_ACCURACY = 0.95
-POLL_S = 0.25
+POLL_S = 0.5
 DEADLINE_S = 600.0
 KEPT_VARIABLES = frozenset({"ERGON_POSTGRES_USER"})
 """The demonstration is the same everywhere: of our variables only this one, which the machine may need, has a say."""
@@ -45,7 +45,7 @@ IMPOSSIBLE = JobSpec(
 )
 SMALL = [
     JobSpec(name=f"{recipe}-{seed}", recipe=Recipe(name=recipe, options={"seed": seed}))
-    for seed in range(1, 5)
+    for seed in (1, 2)
     for recipe in ("digits-mlp", "linear-regression")
 ]
 
@@ -147,9 +147,7 @@ def _watch(cluster: LocalCluster, admin: Client, story: Story, screen: Console) 
     with board_on(screen) as board:
         while True:
             cluster.check()
-            for job_id, job in story.jobs.items():
-                if job.state not in FINAL_JOB_STATES:
-                    story.jobs[job_id] = admin.job(job_id)
+            story.jobs |= {job.id: job for job in admin.jobs() if job.id in story.jobs}
             board.show(story.jobs.values())
             story.waited |= {job.id for job in story.jobs.values() if _waits(job)}
             if all(job.state in FINAL_JOB_STATES for job in story.jobs.values()):
