@@ -4,58 +4,39 @@ A *state* is a class of nodes and what is free on one of them: cores, memory, an
 in order of that. Alike nodes in one state are interchangeable, so each is judged once for each demand, however many
 nodes there are; a job that starts moves one node to another state and leaves all other judgements as they are.
 
-*Fragments* of a state are the thousandths of devices on it that the next job could not use, in the mean over a mix of
-demands: all that is free for a demand that does not fit, devices too full for one that does (FGD, ATC 2023). They are
-counted in whole numbers, so that it does not matter in which order they were added up.
+What is free is judged by a mix of demands (`scheduler.mix`), in whole numbers.
 """
 
 from bisect import insort
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.classes import class_of
 from scheduler.demand import WHOLE_DEVICE, Demand
+from scheduler.mix import Mix
 from scheduler.problem import Node
 
 Ints = NDArray[np.int64]
 Vector = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-PARTS = 1_000_000
-"""Weights of a mix are whole parts of this."""
-
-TYPICAL = 0.95
-"""Share of the mix that fragments are judged by: its most frequent demands."""
+Counts = NDArray[np.int16]
+"""Wide enough for `mix.MOST_ROOM`, and no wider: there is one for every demand, state and demand of the mix."""
 
 NO_DEVICE = -1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mix:
-    """The demands that fragments are judged by, as columns, and their weights in `PARTS`. Memory plays no part."""
-
-    weights: Ints
-    devices: Ints
-    millicores: Ints
-    share_of: Ints
-    shares: Ints
-    suits: Flags
-    """`suits[c, m]`: nodes of class c have the kind that demand m wants."""
 
 
 class Verdicts:
     """What one demand would do to each state: `fits`, and the change of sockets' draw in W.
 
     Two ways to take its devices, judged apart: `awake`, a share of a device in use, which draws nothing more; `bare`,
-    devices that wake up for it. Each has the fragments (in `PARTS` of thousandths) it adds and the slot of a share.
-    A demand without devices counts as awake.
+    devices that wake up for it. Each has the fragments (in `mix.PARTS` of thousandths) it adds, the room for each
+    demand of the mix that it takes, and the slot of a share. A demand without devices counts as awake.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, columns: int) -> None:
         self.version: Ints = np.zeros(rows, dtype=np.int64)
         self.socket_w: Vector = np.zeros(rows)
         self.device_w: Vector = np.zeros(rows)
@@ -63,13 +44,16 @@ class Verdicts:
         self.bare_fits: Flags = np.zeros(rows, dtype=np.bool_)
         self.awake_adds: Ints = np.zeros(rows, dtype=np.int64)
         self.bare_adds: Ints = np.zeros(rows, dtype=np.int64)
+        self.awake_takes: Counts = np.zeros((rows, columns), dtype=np.int16)
+        self.bare_takes: Counts = np.zeros((rows, columns), dtype=np.int16)
         self.awake_slot: Ints = np.full(rows, NO_DEVICE, dtype=np.int64)
         self.bare_slot: Ints = np.full(rows, NO_DEVICE, dtype=np.int64)
 
     def grow(self, rows: int) -> None:
         """Room for more states."""
         for name, value in vars(self).items():
-            setattr(self, name, np.concatenate([value, np.zeros(rows - len(value), dtype=value.dtype)]))
+            more = np.zeros((rows - len(value), *value.shape[1:]), dtype=value.dtype)
+            setattr(self, name, np.concatenate([value, more]))
 
 
 class Fleet:
@@ -89,16 +73,17 @@ class Fleet:
         self.node_class = [numbers[node] for node in kinds]
         self.capacity = sum(node.devices for node in kinds) * WHOLE_DEVICE
         self.used = self.capacity - sum(map(sum, self.free))
-        self.width = max((node.devices for node in kinds), default=0)
-        self._mix = self._columns(mix)
+        self.mix = Mix.of(mix, self.classes)
         self._verdicts: dict[Demand, Verdicts] = {}
 
         rows = 64
         self.row_class: Ints = np.zeros(rows, dtype=np.int64)
         self.cores: Ints = np.zeros(rows, dtype=np.int64)
         self.memory: Ints = np.zeros(rows, dtype=np.int64)
-        self.slots: Ints = np.zeros((rows, self.width), dtype=np.int64)
+        self.slots: Ints = np.zeros((rows, self.mix.width), dtype=np.int64)
         self.fragments: Ints = np.zeros(rows, dtype=np.int64)
+        self.room: Ints = np.zeros((rows, len(self.mix.members)), dtype=np.int64)
+        self.room_left: Ints = np.zeros(len(self.mix.members), dtype=np.int64)
         self.counts: Ints = np.zeros(rows, dtype=np.int64)
         self.version: Ints = np.zeros(rows, dtype=np.int64)
         self.members: list[list[int]] = [[] for _ in range(rows)]
@@ -120,7 +105,7 @@ class Fleet:
         """What the demand would do to each state; only states it has not seen are worked out."""
         verdicts = self._verdicts.get(demand)
         if verdicts is None:
-            verdicts = self._verdicts[demand] = Verdicts(len(self.counts))
+            verdicts = self._verdicts[demand] = Verdicts(len(self.counts), len(self.mix.members))
         elif len(verdicts.version) < len(self.counts):
             verdicts.grow(len(self.counts))
         stale = np.flatnonzero(verdicts.version != self.version)
@@ -151,9 +136,9 @@ class Fleet:
         """Takes a member off a node again."""
         self._change(node, demand, taken, -1)
 
-    def saved(self, residents: Sequence[tuple[int, Demand, Sequence[int]]]) -> tuple[Vector, Ints]:
+    def saved(self, residents: Sequence[tuple[int, Demand, Sequence[int]]]) -> tuple[Vector, Ints, Ints]:
         """What taking each of these members (node, demand, indices of its devices) off its node would save, one at a
-        time: W, and fragments in `PARTS` of thousandths.
+        time: W, fragments in `mix.PARTS` of thousandths, and room for each demand of the mix.
         """
         nodes = np.array([node for node, _, _ in residents], dtype=np.int64)
         rows = self.row_of[nodes]
@@ -172,7 +157,8 @@ class Fleet:
                 slots[number, model.devices - demand.devices : model.devices] = WHOLE_DEVICE
                 watts[number] += demand.devices * demand.watts(model.kind)
         cores = self.cores[rows] + np.array([demand.millicores for _, demand, _ in residents])
-        return watts, self.fragments[rows] - self._fragments(self.row_class[rows], cores, slots)
+        adds, takes = self._leaves(rows, cores, slots)
+        return watts, -adds, -takes
 
     def free_host(self, node: int) -> tuple[int, int]:
         """Thousandths of a core and bytes that are free on a node."""
@@ -201,17 +187,19 @@ class Fleet:
             self.row_class[row], self.cores[row], self.memory[row] = key[:3]
             self.slots[row] = 0
             self.slots[row, : len(slots)] = slots
-            self.fragments[row] = self._fragments(
-                self.row_class[row : row + 1], self.cores[row : row + 1], self.slots[row : row + 1]
-            )[0]
+            state = (self.row_class[row : row + 1], self.cores[row : row + 1], self.slots[row : row + 1])
+            self.fragments[row] = self.mix.fragments(*state)[0]
+            self.room[row] = self.mix.room(*state)[0]
         insort(self.members[row], node)
         self.counts[row] += 1
+        self.room_left += self.room[row]
         self.row_of[node] = row
 
     def _leave(self, node: int) -> None:
         row = int(self.row_of[node])
         self.members[row].remove(node)
         self.counts[row] -= 1
+        self.room_left -= self.room[row]
         if not self.counts[row]:
             del self._rows[self._keys.pop(row)]
             self.version[row] = 0
@@ -220,7 +208,7 @@ class Fleet:
     def _grow(self) -> None:
         rows = len(self.counts)
         self._vacant = list(range(rows, 2 * rows))[::-1]
-        for name in ("row_class", "cores", "memory", "slots", "fragments", "counts", "version"):
+        for name in ("row_class", "cores", "memory", "slots", "fragments", "room", "counts", "version"):
             value: Ints = getattr(self, name)
             setattr(self, name, np.concatenate([value, np.zeros_like(value)]))
         self.members += [[] for _ in range(rows)]
@@ -238,17 +226,17 @@ class Fleet:
         if not demand.devices:
             verdicts.awake_fits[rows] = True
             verdicts.device_w[rows] = 0.0
-            verdicts.awake_adds[rows] = self._fragments(classes, cores, self.slots[rows]) - self.fragments[rows]
+            verdicts.awake_adds[rows], verdicts.awake_takes[rows] = self._leaves(rows, cores, self.slots[rows])
             return
         verdicts.device_w[rows] = demand.devices * self._active_w(demand)[classes]
         slots = self.slots[rows]
         if not demand.shared:
             # Slots are in descending order: the whole ones come first.
             enough = (slots == WHOLE_DEVICE).sum(axis=1) >= demand.devices
-            rows, classes, cores, slots = rows[enough], classes[enough], cores[enough], slots[enough]
+            rows, cores, slots = rows[enough], cores[enough], slots[enough]
             slots[:, : demand.devices] = 0
             verdicts.bare_fits[rows] = True
-            verdicts.bare_adds[rows] = self._fragments(classes, cores, slots) - self.fragments[rows]
+            verdicts.bare_adds[rows], verdicts.bare_takes[rows] = self._leaves(rows, cores, slots)
             return
         # One of several devices with equally much left will do: the last of them.
         differs = np.ones_like(slots, dtype=np.bool_)
@@ -256,20 +244,28 @@ class Fleet:
         which, slot = np.nonzero((slots >= demand.share) & differs)
         after = slots[which]
         after[np.arange(len(which)), slot] -= demand.share
-        adds = self._fragments(classes[which], cores[which], after) - self.fragments[rows[which]]
+        adds, takes = self._leaves(rows[which], cores[which], after)
         bare = slots[which, slot] == WHOLE_DEVICE
         verdicts.bare_fits[rows[which[bare]]] = True
         verdicts.bare_adds[rows[which[bare]]] = adds[bare]
+        verdicts.bare_takes[rows[which[bare]]] = takes[bare]
         verdicts.bare_slot[rows[which[bare]]] = slot[bare]
         used = ~bare
         # Least fragments first, then the tightest fit; the first of each state wins.
         order = np.lexsort((-slot[used], adds[used], which[used]))
-        which, slot, adds = which[used][order], slot[used][order], adds[used][order]
+        which, slot, adds, takes = which[used][order], slot[used][order], adds[used][order], takes[used][order]
         first = np.ones(len(which), dtype=np.bool_)
         first[1:] = which[1:] != which[:-1]
         verdicts.awake_fits[rows[which[first]]] = True
         verdicts.awake_adds[rows[which[first]]] = adds[first]
+        verdicts.awake_takes[rows[which[first]]] = takes[first]
         verdicts.awake_slot[rows[which[first]]] = slot[first]
+
+    def _leaves(self, rows: Ints, cores: Ints, slots: Ints) -> tuple[Ints, Ints]:
+        """The fragments that are added and the room that is taken when only these cores and slots stay of states."""
+        classes = self.row_class[rows]
+        adds = self.mix.fragments(classes, cores, slots) - self.fragments[rows]
+        return adds, self.room[rows] - self.mix.room(classes, cores, slots)
 
     def _suits(self, demand: Demand) -> Flags:
         return np.array([demand.fits_empty(node) for node in self.classes], dtype=np.bool_)
@@ -283,39 +279,3 @@ class Fleet:
         watts = np.array([node.socket_w if node.socket_millicores else 0.0 for node in self.classes])[classes]
         woken: Ints = (before - total) // width - (after - total) // width
         return watts * woken.astype(np.float64)
-
-    def _fragments(self, classes: Ints, cores: Ints, slots: Ints) -> Ints:
-        """Fragments of states, in `PARTS` of thousandths of a device."""
-        mix = self._mix
-        small = slots[:, None, :] < mix.shares[None, :, None]
-        idle = slots.sum(axis=1)
-        unusable = np.where(small, slots[:, None, :], 0).sum(axis=2)[:, mix.share_of]
-        enough = (self.width - small.sum(axis=2))[:, mix.share_of] >= mix.devices
-        fits = enough & (cores[:, None] >= mix.millicores) & mix.suits[classes]
-        lost = cast(Ints, np.where(fits, unusable, idle[:, None]))
-        return cast(Ints, lost @ mix.weights)
-
-    def _columns(self, counts: Mapping[Demand, float]) -> Mix:
-        merged: dict[tuple[tuple[str, ...], int, int, int], float] = {}
-        for demand, count in counts.items():
-            key = (demand.kinds, demand.devices, demand.share, demand.millicores)
-            merged[key] = merged.get(key, 0.0) + count
-        ranked = sorted(merged.items(), key=lambda entry: (-entry[1], entry[0]))
-        total = sum(merged.values())
-        kept: list[tuple[tuple[tuple[str, ...], int, int, int], float]] = []
-        for entry in ranked:
-            if sum(count for _, count in kept) >= TYPICAL * total:
-                break
-            kept.append(entry)
-        share = sum(count for _, count in kept) or 1.0
-        shares = sorted({key[2] for key, _ in kept})
-        return Mix(
-            weights=np.array([round(PARTS * count / share) for _, count in kept], dtype=np.int64),
-            devices=np.array([key[1] or self.width + 1 for key, _ in kept], dtype=np.int64),
-            millicores=np.array([key[3] for key, _ in kept], dtype=np.int64),
-            share_of=np.array([shares.index(key[2]) for key, _ in kept], dtype=np.int64),
-            shares=np.array(shares, dtype=np.int64),
-            suits=np.array([[node.kind in key[0] for key, _ in kept] for node in self.classes], dtype=np.bool_).reshape(
-                len(self.classes), len(kept)
-            ),
-        )

@@ -2,18 +2,20 @@
 
 A move stops a job and starts it elsewhere, which costs its restart and lost work; moves are counted against a budget
 of the caller's. Only jobs of one member are moved. What a move saves is priced as a placement is (`scheduler.packing`):
-watts, fragments, and what the outlook lacks.
+watts, fragments, room, and what the outlook lacks.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.classes import demands_of
 from scheduler.demand import Demand
-from scheduler.packing import Packer, Resident, Spot
+from scheduler.fleet import Ints
+from scheduler.packing import MICRO, Packer, Resident, Spot
 from scheduler.plan import Placement
 from scheduler.problem import Job
 
@@ -35,9 +37,18 @@ MOST_MOVES = 15
 SHORTLIST = 24
 """Nodes looked at for one arrival: those that lack least."""
 
-_UNKNOWN = (-1, -1, 0.0, 0)
-
 Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Leaving:
+    """What a resident's leaving a node would save, while the node's state is of this version."""
+
+    node: int
+    version: int
+    watts: float
+    fragments: int
+    room: Ints
 
 
 class Mover:
@@ -46,7 +57,7 @@ class Mover:
     def __init__(self, packer: Packer, bars: Mapping[str, float] | None = None) -> None:
         self.packer = packer
         self._bars = bars or {}
-        self._known: dict[str, tuple[int, int, float, int]] = {}
+        self._known: dict[str, _Leaving] = {}
 
     def improve(self, moves: int) -> list[Placement]:
         """The moves that save most, one after the other, up to `moves` of them; carried out on the packer."""
@@ -81,7 +92,6 @@ class Mover:
         residents = sorted(self.packer.residents.values(), key=lambda one: (one.job.order, one.job.id))
         if not residents:
             return None
-        fragment_w = self.packer.fragment_w()
         lacks: dict[Demand, Vector] = {}
         homes: dict[Demand, float] = {}
         for resident in residents:
@@ -89,7 +99,7 @@ class Mover:
                 spot = self.packer.least_cost(resident.demand)
                 homes[resident.demand] = math.inf if spot is None else spot.cost
                 lacks[resident.demand] = self.packer.lack_w(resident.demand)
-        leaving = self._leaving(residents, lacks, fragment_w)
+        leaving = self._leaving(residents, lacks)
         gains = leaving - np.array([homes[resident.demand] + self._bar(resident) for resident in residents])
         least = (FULL_GAIN if self.packer.fleet.load() >= FULL else LEAST_GAIN) * self.packer.unit_w
         order: list[int] = np.argsort(-gains, kind="stable").tolist()
@@ -103,25 +113,43 @@ class Mover:
                 return resident
         return None
 
-    def _leaving(self, residents: list[Resident], lacks: Mapping[Demand, Vector], fragment_w: float) -> Vector:
-        """What each resident's leaving saves, in W. Worked out again only for those on nodes that have changed."""
-        fleet = self.packer.fleet
-        versions: list[int] = fleet.version[fleet.row_of].tolist()
-        stale = [
-            one for one in residents if self._known.get(one.job.id, _UNKNOWN)[:2] != (one.node, versions[one.node])
-        ]
-        if stale:
-            watts, fragments = fleet.saved([(one.node, one.demand, one.taken) for one in stale])
-            for one, saved_w, saved in zip(stale, watts.tolist(), fragments.tolist(), strict=True):
-                self._known[one.job.id] = (one.node, versions[one.node], saved_w, saved)
+    def _leaving(self, residents: list[Resident], lacks: Mapping[Demand, Vector]) -> Vector:
+        """What each resident's leaving saves, in W."""
+        fleet, fragment_w = self.packer.fleet, self.packer.fragment_w()
+        known = self._looked_at(residents)
+        prices = np.stack([self.packer.room_microw(host=host) for host in (False, True)], axis=1)
+        room_w = np.stack([one.room for one in known]) @ prices / MICRO
         return np.array(
             [
-                self._known[one.job.id][2]
-                + fragment_w * self._known[one.job.id][3]
-                - lacks[one.demand][fleet.node_class[one.node]]
-                for one in residents
+                one.watts
+                + fragment_w * one.fragments
+                + worth_w[0 if resident.demand.devices else 1]
+                - lacks[resident.demand][fleet.node_class[one.node]]
+                for resident, one, worth_w in zip(residents, known, room_w.tolist(), strict=True)
             ]
         )
+
+    def _looked_at(self, residents: list[Resident]) -> list[_Leaving]:
+        """What leaving would save, worked out again only for residents on nodes that have changed."""
+        fleet = self.packer.fleet
+        versions: list[int] = fleet.version[fleet.row_of].tolist()
+        stale: list[Resident] = []
+        for one in residents:
+            known = self._known.get(one.job.id)
+            if known is None or (known.node, known.version) != (one.node, versions[one.node]):
+                stale.append(one)
+        if stale:
+            found = fleet.saved([(one.node, one.demand, one.taken) for one in stale])
+            watts, fragments, room = found[0].tolist(), found[1].tolist(), found[2]
+            for number, one in enumerate(stale):
+                self._known[one.job.id] = _Leaving(
+                    node=one.node,
+                    version=versions[one.node],
+                    watts=watts[number],
+                    fragments=fragments[number],
+                    room=room[number],
+                )
+        return [self._known[one.job.id] for one in residents]
 
     def _bar(self, resident: Resident) -> float:
         return self._bars.get(resident.job.id, 0.0)

@@ -2,11 +2,13 @@
 
     cost of a member on a node = what it adds in W
                                + lambda(u) * the fragments it leaves
+                               + rho(u) * the room it takes from demands for which there is little, each by its size
                                - kappa(u) * size * how much its class lacks of its demand, after the outlook
 
-u is the share of all devices in use. Power comes first while there is room; the prices of fragments and of keeping to
-the outlook's split rise as the cluster fills. The prices are in units of what a device draws, so that they mean the
-same on every cluster.
+u is the share of all devices in use. Power comes first while there is room; the prices of fragments, of room and of
+keeping to the outlook's split rise as the cluster fills. There is little room for a demand when the nodes could hold
+hardly more members of it than are still expected, give or take a standard deviation: each that no longer fits is then
+one that will be missed. The prices are in units of what a device draws, so that they mean the same on every cluster.
 """
 
 import math
@@ -19,16 +21,27 @@ from numpy.typing import NDArray
 from scheduler.classes import count_demands, demand_of, demands_of
 from scheduler.demand import WHOLE_DEVICE, Demand, Outlook
 from scheduler.feasibility import takes_work
-from scheduler.fleet import PARTS, Fleet, Verdicts
+from scheduler.fleet import Counts, Flags, Fleet, Ints, Verdicts
+from scheduler.mix import PARTS
 from scheduler.plan import MemberPlacement, Placement
 from scheduler.problem import Job, Problem
 
 Vector = NDArray[np.float64]
 
-FRAGMENT_PRICE = ((0.0, 0.2), (0.4, 0.2), (0.5, 2.0), (0.8, 2.0), (0.85, 8.0), (1.0, 8.0))
+FRAGMENT_PRICE = ((0.0, 0.2), (0.4, 0.2), (0.5, 1.0), (0.8, 1.0), (0.85, 3.0), (1.0, 3.0))
 """Price of a device made useless, in mean active draws of one, by load; straight lines in the logarithm between."""
 
-SPLIT_PRICE = ((0.0, 0.15), (0.8, 0.15), (0.82, 3.0), (1.0, 3.0))
+ROOM_PRICE = ((0.0, 0.03), (0.8, 0.03), (0.85, 0.3), (1.0, 0.3))
+"""Price of room for a device's worth of a demand that will be missed, in the same unit, by load."""
+
+HOST_ROOM_PRICE = 3.0
+"""The same at least for jobs without devices: they draw as much wherever they are, so that it costs no power to keep
+them off cores without which devices would be lost."""
+
+MICRO = 1_000_000
+"""Room is priced in whole microwatts, so that it does not matter in which order it is added up."""
+
+SPLIT_PRICE = ((0.0, 0.15), (0.8, 0.15), (0.82, 2.5), (1.0, 2.5))
 """Price of a device's worth of one member too many on a class, in the same unit, by load."""
 
 MOST_LACK = 2.0
@@ -72,6 +85,7 @@ class Packer:
         self.residents: dict[str, Resident] = {}
         self._index = {name: number for number, name in enumerate(self.fleet.names)}
         self._split = _split(self.outlook, self.fleet)
+        self._expected = _per_load(self.outlook, self.fleet)
         self._placed: dict[Demand, Vector] = {}
         for running in problem.running:
             demand = demand_of(running.job, running.shape)
@@ -135,6 +149,18 @@ class Packer:
         """Price of a fragment, in W for one of `PARTS` of a thousandth, at the present load."""
         return _price(FRAGMENT_PRICE, self.fleet.load()) * self.unit_w / (PARTS * WHOLE_DEVICE)
 
+    def room_microw(self, *, host: bool) -> Ints:
+        """Price of the room for one member of each demand of the mix, in whole microwatts; `host`: to be paid by a job
+        without devices.
+        """
+        load = self.fleet.load()
+        price = _price(ROOM_PRICE, load)
+        if host:
+            price = max(price, HOST_ROOM_PRICE)
+        coming = self._expected * max(0.0, 1 - load)
+        missed = np.minimum(1.0, (coming + np.sqrt(coming)) / np.maximum(1, self.fleet.room_left))
+        return np.rint(price * self.unit_w * MICRO * self.fleet.mix.sizes * missed).astype(np.int64)
+
     def lack_w(self, demand: Demand) -> Vector:
         """What it is worth to have one more member on a node of each class for the sake of the outlook, in W."""
         split = self._split.get(demand)
@@ -165,9 +191,12 @@ class Packer:
         """What a member costs on each state in W: first on a device in use, then on bare ones; inf where it cannot."""
         fragment_w = self.fragment_w()
         base = verdicts.socket_w - self.lack_w(demand)[self.fleet.row_class]
-        awake = np.where(verdicts.awake_fits, base + fragment_w * verdicts.awake_adds, math.inf)
+        awake = base + fragment_w * verdicts.awake_adds
         bare = base + verdicts.device_w + fragment_w * verdicts.bare_adds
-        return np.stack([awake, np.where(verdicts.bare_fits, bare, math.inf)])
+        prices = self.room_microw(host=not demand.devices)
+        awake += _worth_w(verdicts.awake_takes, verdicts.awake_fits, prices)
+        bare += _worth_w(verdicts.bare_takes, verdicts.bare_fits, prices)
+        return np.stack([np.where(verdicts.awake_fits, awake, math.inf), np.where(verdicts.bare_fits, bare, math.inf)])
 
     def _cheapest(self, verdicts: Verdicts, costs: Vector, avoid: int) -> Spot | None:
         if avoid != NO_NODE and self.fleet.counts[self.fleet.row_of[avoid]] == 1:
@@ -222,6 +251,23 @@ def _mix(problem: Problem, outlook: Outlook | None) -> Mapping[Demand, float]:
     if outlook is None:
         return count_demands([running.job for running in problem.running] + list(problem.jobs))
     return outlook.mix()
+
+
+def _per_load(outlook: Outlook | None, fleet: Fleet) -> Vector:
+    """Members of each demand of the fleet's mix that come while its load rises from 0 to 1, as far as is known."""
+    if outlook is None:
+        return np.zeros(len(fleet.mix.members))
+    loads = list(outlook.loads)
+    begun = loads[0] if len(loads) > 1 else 0.0
+    return fleet.mix.members / (loads[-1] - begun)
+
+
+def _worth_w(takes: Counts, fits: Flags, prices: Ints) -> Vector:
+    """What the room is worth that is taken from each state, in W; 0 where the member does not fit."""
+    worth = np.zeros(len(fits))
+    if prices.any():
+        worth[fits] = (takes[fits] @ prices) / MICRO
+    return worth
 
 
 def _split(outlook: Outlook | None, fleet: Fleet) -> dict[Demand, Vector]:

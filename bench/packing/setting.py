@@ -27,6 +27,7 @@ PLANNER = (
     "classes",
     "fluid",
     "booking",
+    "mix",
     "fleet",
     "packing",
     "moving",

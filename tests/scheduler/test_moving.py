@@ -150,3 +150,19 @@ def test_moves_that_lead_nowhere_are_taken_back() -> None:
     assert Mover(packer).make_room(WIDE, 2) is None
     assert packer.residents == residents
     assert packer.fleet.free == free
+
+
+@given(packings())
+@settings(max_examples=15, deadline=None)
+def test_what_leaving_would_save_is_what_it_saves(of: Problem) -> None:
+    packer = Packer(of)
+    for one in of.jobs:
+        packer.start(one)
+    fleet = packer.fleet
+    for resident in list(packer.residents.values()):
+        _, (fragments,), (room,) = fleet.saved([(resident.node, resident.demand, resident.taken)])
+        before = int(fleet.fragments[fleet.row_of[resident.node]]), fleet.room_left.copy()
+        packer.stop(resident.job, packer.placement_of(resident))
+        assert before[0] - int(fleet.fragments[fleet.row_of[resident.node]]) == fragments
+        assert (fleet.room_left - before[1]).tolist() == room.tolist()
+        packer.put_back(resident)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from scheduler.classes import class_of, count_demands, demand_of, demands_of
 from scheduler.codec import decode_problem, encode_problem
+from scheduler.demand import Outlook
+from scheduler.fleet import Fleet
 from scheduler.fluid import least_power
 from scheduler.packing import Packer
 from scheduler.plan import Outcome, Placement
@@ -102,6 +104,32 @@ def test_shares_that_make_no_sense_are_refused(wrong: Shape, says: str) -> None:
         solve(problem([node("a", h100=2)], [job("j1", wrong)]))
 
 
+def looking_ahead(nodes: list[Node], jobs: list[Job], *expected: tuple[Shape, float]) -> Problem:
+    """A problem whose outlook expects so many jobs of each shape until the fleet is full, on whichever class."""
+    of = problem(nodes, jobs)
+    classes = tuple(sorted({class_of(machine) for machine in nodes}))
+    demands = tuple(demand_of(job("x", one), 0) for one, _ in expected)
+    rows = tuple(tuple(number / len(classes) for _ in classes) for _, number in expected)
+    return replace(of, outlook=(Outlook(classes=classes, demands=demands, loads=(1.0,), members=(rows,)),))
+
+
+def test_a_job_without_devices_leaves_the_cores_that_devices_need() -> None:
+    """On `b` it wakes another socket, on `a` none; but there each core serves a device."""
+    nodes = [node("a", h100=4, cores=32, free_cores=24, power=POWER), node("b", h100=2, cores=96, power=POWER)]
+    of = looking_ahead(nodes, [job("j1", without_devices(8))], (shape(1, cores=6), 6.0), (without_devices(8), 3.0))
+    assert places(of)["j1"] == ("b",)
+    assert places(replace(of, outlook=()))["j1"] == ("a",)
+
+
+@pytest.mark.parametrize(("wide", "home"), [(0.0, "a"), (60.0, "z")])
+def test_a_whole_node_is_kept_where_a_wide_job_will_miss_it(wide: float, home: str) -> None:
+    """The small job is asked to wake a socket of 1 kW on `z`, rather than to break the only whole node that is left."""
+    nodes = [node(f"f{number}", h100=8, busy=8, cores=64) for number in range(8)]
+    nodes += [node("a", h100=8, cores=64), node("z", h100=1, cores=64, power=replace(POWER, socket_w=1000.0))]
+    of = looking_ahead(nodes, [job("j1", shape(1))], (shape(8), wide), (shape(1), 1000.0))
+    assert places(of)["j1"][0] == home
+
+
 # What follows holds for every fleet.
 
 kinds = st.sampled_from(("h100", "t4"))
@@ -173,20 +201,56 @@ def after(of: Problem, running: list[tuple[Job, Placement]]) -> Problem:
     return replace(of, nodes=tuple(nodes.values()), running=held)
 
 
-@given(packings(), st.data())
+def foreseen(of: Problem) -> tuple[Outlook, ...]:
+    """An outlook by which twice as many jobs as there are come until the fleet is full, on the first class that can."""
+    classes = tuple(sorted({class_of(machine) for machine in of.nodes}))
+    expected = {
+        demand: count for demand, count in count_demands(of.jobs).items() if any(map(demand.fits_empty, classes))
+    }
+    homes = [next(number for number, node in enumerate(classes) if one.fits_empty(node)) for one in expected]
+    rows = [
+        tuple(2.0 * count if number == home else 0.0 for number in range(len(classes)))
+        for home, count in zip(homes, expected.values(), strict=True)
+    ]
+    return (Outlook(classes=classes, demands=tuple(expected), loads=(1.0,), members=(tuple(rows),)),)
+
+
+@given(packings(), st.booleans(), st.data())
 @settings(max_examples=25, deadline=None)
-def test_a_fleet_that_lived_through_changes_answers_like_one_read_afresh(of: Problem, data: st.DataObject) -> None:
+def test_a_fleet_that_lived_through_changes_answers_like_one_read_afresh(
+    of: Problem, looks_ahead: bool, data: st.DataObject
+) -> None:
+    of = replace(of, outlook=foreseen(of) if looks_ahead else ())
     packer = Packer(of)
     running: list[tuple[Job, Placement]] = []
     for one in of.jobs:
         if running and data.draw(st.booleans()):
             packer.stop(*running.pop(data.draw(st.integers(0, len(running) - 1))))
         now = replace(after(of, running), jobs=of.jobs)
-        fresh = Packer(replace(now, running=()))  # the mix is that of the jobs, which must not count twice
+        # Without an outlook the mix is that of the jobs, which must not count twice.
+        fresh = Packer(now if looks_ahead else replace(now, running=()))
+        assert fresh.fleet.room_left.tolist() == packer.fleet.room_left.tolist()
         expected = fresh.start(one)
         assert packer.start(one) == expected
         if expected is not None:
             running.append((one, expected))
+
+
+@given(shapes, st.lists(st.integers(0, 1000), min_size=1, max_size=4), st.integers(0, 40))
+@settings(max_examples=50, deadline=None)
+def test_room_is_how_many_members_a_node_takes_one_after_the_other(asks: Shape, free: list[int], cores: int) -> None:
+    machine = node("a", h100=len(free), cores=40, free_cores=cores)
+    devices = zip(machine.devices, free, strict=True)
+    machine = replace(machine, devices=tuple(replace(device, free=left) for device, left in devices))
+    demand = demand_of(job("j1", asks), 0)
+    fleet = Fleet([machine], {demand: 1.0})
+    (room,) = fleet.room_left.tolist()
+    packer = Packer(problem([machine], []))
+    taken = 0
+    while demand.devices and taken < 40 and (spot := packer.least_cost(demand)) is not None:
+        packer.fleet.take(spot.node, demand, spot.slot)
+        taken += 1
+    assert taken == min(room, 40)
 
 
 @given(packings())
