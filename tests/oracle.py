@@ -148,7 +148,7 @@ def _cost_j(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> float:
             if len({other.members * other.devices for other in job.shapes}) > 1:
                 fewest = min(other.members * other.devices for other in job.shapes)
                 fastest_s = min(other.run_s for other in job.shapes if other.kind == shape.kind)
-                wait += job.wait_w * fewest * (shape.run_s - fastest_s)
+                wait += job.wait_w * fewest * (shape.run_s / shape.slower - fastest_s)
         else:
             shapes = _possible(problem, job)
             energy += min(s.members * s.devices * _device_w(problem, s) * s.run_s for s in shapes)

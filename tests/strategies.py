@@ -60,7 +60,14 @@ def capped(options: list[Shape], may_slow: float) -> tuple[Shape, ...]:
     """The shapes, and the first accelerator's again with a power cap if the job may be slowed down."""
     able = [shape for shape in options if shape.kind != "cpu"][: 1 if may_slow else 0]
     caps = (
-        replace(each, cap_w=300.0, active_w=0.7 * each.active_w, run_s=each.run_s * (1 + may_slow)) for each in able
+        replace(
+            each,
+            cap_w=300.0,
+            active_w=0.7 * each.active_w,
+            run_s=each.run_s * (1 + may_slow),
+            slower=1 + may_slow,
+        )
+        for each in able
     )
     return (*options, *caps)
 
