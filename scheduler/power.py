@@ -36,9 +36,9 @@ OFF_W = 15.0
 BOOT_S = 300.0
 """From the button to ready, for an 8-GPU server: 5-10 min [assumed]."""
 
-BOOT_WAIT = 5.0
-"""How much dearer a wait for a boot is than the idle draw of a whole node. In `bench.time` 5 gave fewer boots and
-shorter waits than 1, at the same energy; more changed little."""
+BOOT_WAIT = 15.0
+"""How much dearer a wait for a boot is than the idle draw of a whole node. In `bench.time` waits are
+shorter by a twelfth than with 5, at hardly more energy; 50 took another 3 s off, for nearly 1 % of energy."""
 
 BOOT_SHARE = 1.2
 """Mean draw while booting, in units of the node's base draw [assumed]."""
