@@ -26,8 +26,11 @@ demo: setup ## run the whole path on this machine and stop again
 up: setup ## start a local cluster and stay
 	@$(BIN)/ergon up
 
-test: setup ## the tests, 14 to 18 minutes on 2 cores
-	@$(BIN)/pytest -n 2 --dist loadfile tests
+test: setup ## the tests, but for the pages that `make pages` follows
+	@$(BIN)/pytest -n 3 --dist loadfile -m 'not pages' tests
+
+pages: setup ## follow the pages of the documentation, command by command
+	@$(BIN)/pytest -n 2 --dist loadgroup -m pages tests/docs
 
 fuzz: setup ## made-up requests against the API, as every kind of caller: SEED=1 EXAMPLES=50
 	@ERGON_FUZZ_SEED=$(or $(SEED),1) ERGON_FUZZ_EXAMPLES=$(or $(EXAMPLES),50) $(BIN)/pytest -n 2 tests/service/test_fuzz.py

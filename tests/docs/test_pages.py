@@ -1,4 +1,7 @@
-"""Every page of the documentation, followed by somebody who types what it says, with the real command and cluster."""
+"""Every page of the documentation, followed by somebody who types what it says, with the real command and cluster.
+
+`make test` follows the README only; `make pages` follows the others.
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +18,8 @@ from tests.docs.terminal import Terminal
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-OF_ONE_MACHINE = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
+README, QUICK_START = ROOT / "README.md", ROOT / "docs" / "quickstart.md"
+OF_ONE_MACHINE = [README, QUICK_START]
 """They begin in a copy of the repository and start a cluster themselves."""
 OF_TWO_MACHINES = [ROOT / "docs" / "tutorial.md", ROOT / "docs" / "second-machine.md"]
 OF_A_RUNNING_CLUSTER = [page for page in PAGES if page not in OF_ONE_MACHINE + OF_TWO_MACHINES]
@@ -51,6 +55,8 @@ def running() -> Iterator[dict[str, str]]:
             terminal.close()
 
 
+@pytest.mark.pages
+@pytest.mark.xdist_group("running")
 @pytest.mark.parametrize("page", OF_A_RUNNING_CLUSTER, ids=name_of)
 def test_a_page_is_true_on_a_running_cluster(
     page: Path, running: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,13 +71,16 @@ def test_a_page_is_true_on_a_running_cluster(
             client.wait(job.id)
 
 
-@pytest.mark.parametrize("page", OF_ONE_MACHINE, ids=name_of)
+@pytest.mark.parametrize(
+    "page", [README, pytest.param(QUICK_START, marks=pytest.mark.pages)], ids=["README.md", "docs/quickstart.md"]
+)
 def test_a_page_is_true_in_a_copy_of_the_repository(page: Path, folder: Path) -> None:
     environment = someone(folder / "home", installed=False, ERGON_DATA_DIR=str(folder / "data"), ERGON_PORT="0")
     with Reader(folder / "scripts", Machine(copy_of_the_repository(folder / "ergon"), environment)) as reader:
         reader.follow(page)
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("page", OF_TWO_MACHINES, ids=name_of)
 def test_a_page_is_true_on_two_machines(page: Path, folder: Path) -> None:
     if reason := two_machines_possible():
