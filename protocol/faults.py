@@ -16,6 +16,7 @@ SHAPES = {
     r"^[A-Za-z0-9][A-Za-z0-9._:-]*$": "use letters, digits, dots, colons, dashes and underscores",
     r"^[^\x00]*$": "the character NUL cannot be kept; leave it out",
     r"^[0-9a-f]{64}$": "give a SHA-256 as 64 hexadecimal digits in small letters",
+    r"^[0-9a-f]+$": "give hexadecimal digits in small letters",
     r"^[A-Za-z0-9][A-Za-z0-9._-]*([/:@+][A-Za-z0-9._-]+)*$": "give an image as registry/path:tag, such as "
     "docker.io/library/python:3.12, in one word and without options",
     r"^([1-9][0-9]{0,5})-([1-9][0-9]{0,5})$": "give a number of nodes such as 2, or a range such as 1-4",

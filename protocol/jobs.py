@@ -447,6 +447,18 @@ class SampleEnergyView(View):
     )
 
 
+class InputsView(View):
+    """What a job's nodes fetch before its ranks start: code, and datasets by URL."""
+
+    size_bytes: int = Field(description="All of it, as far as its size is known.")
+    unsized: int = Field(default=0, description="How many datasets no node has, so that nobody knows their size.")
+    nodes: list[str] = Field(description="Nodes that have all of it, by name; twenty at most.")
+    missing_bytes: int = Field(
+        description="What the node that lacks most has to fetch; of a job that waits, what one has to that has nothing."
+    )
+    fetch_s: float = Field(description="How long that takes, as learned of the links, in s.")
+
+
 class ArrayPlace(View):
     """Where a job stands in its array."""
 
@@ -509,6 +521,10 @@ class JobView(View):
     )
     sample_energy: SampleEnergyView | None = Field(
         default=None, description="Absent where no rate of examples or tokens is known, and in listings."
+    )
+    inputs: InputsView | None = Field(
+        default=None,
+        description="What its nodes fetch, if that takes a second or more; only while it waits or starts.",
     )
     checkpoint: CheckpointView | None = Field(default=None, description="Absent before the first.")
     attempts: list[AttemptView] = []

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, field_validator
 
 from protocol.base import Count, Index, Kind, Message, Name, Seconds, Text, View, at_most, example
+from protocol.caches import LinkView
 from protocol.jobs import MAX_MEMORY_BYTES
 from protocol.states import DeviceCondition, NodeState, PowerState
 
@@ -138,6 +139,15 @@ class NodeView(View):
     container_runtime: ContainerRuntime | None = Field(default=None, description="What runs containers there.")
     container_fault: str | None = Field(default=None, description="Why no container can run there.")
     base_w: float = Field(description="Power of the node in W when it is on and nothing runs.")
+    cache_entries: int = Field(
+        default=0,
+        description="How many archives of code and datasets it keeps, of those used last, as far as its agent says so.",
+    )
+    cache_bytes: int = Field(default=0, description="What these take of its disk.")
+    links: list[LinkView] = Field(
+        default=[],
+        description="How fast it fetches, by source, as the planner takes it; of those it has fetched from.",
+    )
     cordoned: bool = Field(default=False, description="An administrator has closed it to new work.")
     closed_because: str | None = Field(
         default=None, description="Why the service closed it to new work by itself; `uncordon` opens it again."

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from protocol.base import Count, Index, Message, Name, Seconds, Text, View
+from protocol.caches import MAX_ENTRIES, CacheEntry
 from protocol.jobs import CheckpointMark, Recipe
 from protocol.nodes import MAX_REASON, DeviceId, Limit, NodeReport, PowerSample
 from protocol.states import AttemptState, Desired, EndReason
@@ -68,6 +69,9 @@ class RegisterResponse(View):
     )
     knows_caps: bool = Field(
         default=False, description="Whether reports may carry `caps`: a first service did not know it."
+    )
+    knows_caches: bool = Field(
+        default=False, description="Whether reports may carry `cache`: a first service did not know it."
     )
 
 
@@ -148,6 +152,11 @@ class SyncRequest(Message):
         max_length=4_096,
         description="Every device whose power limit the agent can set, tried out, and the lowest limit it takes, in W; "
         "said once for each incarnation, and again when a limit could not be set.",
+    )
+    cache: list[CacheEntry] | None = Field(
+        default=None,
+        max_length=MAX_ENTRIES,
+        description="All code and data that the node keeps, those used last; absent where nothing has changed.",
     )
     members: list[MemberReport] = []
     chunks: list[StreamChunk] = Field(default=[], max_length=256)

@@ -6,12 +6,13 @@ Jobs stand in line by precedence, nodes by id, whatever their order in the probl
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from scheduler.budgets import Draw, Limit, Offer, draw_of, limits, member_mw, memberships, short
 from scheduler.feasibility import can_host, free_devices, takes_work
 from scheduler.objective import Stake, on_time_s, stakes, tiers
 from scheduler.plan import MemberPlacement, Placement
-from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Reservation, Shape
+from scheduler.problem import WHOLE_DEVICE, Job, Node, Problem, Reservation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +43,9 @@ class Site:
 class Option:
     """One shape of a job that can start now. Each of `members` needs a site of its own among `sites` (indices).
 
-    `end_s` is when it ends, cut at the horizon. `extra_j` (PUE included) is its work beyond the job's cheapest shape.
-    `active_mw` is what a member adds to the draw of its site, in mW.
+    `end_s` is when it ends, cut at the horizon. `extra_j` (PUE included) is its work beyond the job's cheapest shape,
+    and what it costs to be staged: none of `sites` takes longer than is paid for. Where sites take differently long
+    there is an option for each length. `active_mw` is what a member adds to the draw of its site, in mW.
     """
 
     shape: int
@@ -101,7 +103,7 @@ def find_candidates(problem: Problem) -> Candidates:
     draws = {job.id: [member_mw(shape) for shape in job.shapes] for job in problem.jobs}
     sites = sites_of(problem)
     problem = problem.shared_out().ranked()
-    kept = _Kept(problem, sites)
+    kept, stagings = _Kept(problem, sites), _Stagings(sites)
     staked = stakes(problem)
     line = sorted((job for job in problem.jobs if job.id in staked), key=lambda job: (-job.priority, job.order, job.id))
     ranks = {priority: rank for rank, priority in enumerate(tiers(line))}
@@ -115,8 +117,8 @@ def find_candidates(problem: Problem) -> Candidates:
                 job=job,
                 stake=stake,
                 tier=ranks[job.priority],
-                twin=twins.setdefault((job.priority, job.shapes, job.wait_w), len(twins)),
-                options=_options(problem, job, draws[job.id], stake, sites, kept, asked, free),
+                twin=twins.setdefault(job.likeness, len(twins)),
+                options=_options(problem, job, draws[job.id], stake, sites, kept, stagings, asked, free),
             )
         )
     return Candidates(line=tuple(candidates), sites=sites, tiers=len(ranks), limits=_binding(free, candidates, sites))
@@ -348,11 +350,33 @@ class _Kept:
         self._free_s = kept.free_s
         self._sites = frozenset(number for number, site in enumerate(sites) if site.node.id in kept.nodes)
 
-    def barred(self, job: Job, shape: Shape) -> frozenset[int]:
-        """Those on which the job may not start in the shape."""
-        if self._first is None or job.priority >= self._first.priority or shape.run_s <= self._free_s:
+    def barred(self, job: Job, end_s: float) -> frozenset[int]:
+        """Those on which the job may not start if it ends in `end_s` seconds."""
+        if self._first is None or job.priority >= self._first.priority or end_s <= self._free_s:
             return frozenset()
         return self._sites
+
+
+class _Stagings:
+    """How long each site takes to fetch what jobs need."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._nodes = [site.node.id for site in sites]
+        self._known: dict[object, list[tuple[float, frozenset[int]]]] = {}
+
+    def of(self, job: Job) -> list[tuple[float, frozenset[int]]]:
+        """How long the job may be staged, the shortest first, and the sites that take longer than that."""
+        if not job.staging:
+            return [(job.stage_s, frozenset())]
+        key = (job.stage_s, job.staging)
+        if key not in self._known:
+            said = {node: one.seconds for one in job.staging for node in one.nodes}
+            seconds = [said.get(node, job.stage_s) for node in self._nodes]
+            self._known[key] = [
+                (longest, frozenset(number for number, one in enumerate(seconds) if one > longest))
+                for longest in sorted(set(seconds))
+            ]
+        return self._known[key]
 
 
 def _affordable(
@@ -372,6 +396,7 @@ def _options(
     stake: Stake,
     sites: Sequence[Site],
     kept: _Kept,
+    stagings: _Stagings,
     asked: dict[object, tuple[int, ...]],
     free: Sequence[Limit],
 ) -> tuple[Option, ...]:
@@ -379,9 +404,9 @@ def _options(
     (mW); `asked` remembers the sites of each demand.
     """
     options: list[Option] = []
-    for index in stake.shapes:
+    for index, (stage_s, slow) in product(stake.shapes, stagings.of(job)):
         shape = job.shapes[index]
-        barred = kept.barred(job, shape)
+        barred = kept.barred(job, stage_s + shape.run_s) | slow
         needs = (shape.in_container, shape.cap_w > 0)
         demand = (shape.kind, shape.devices, shape.millicores, shape.memory_bytes, needs, barred)
         if free:
@@ -397,7 +422,8 @@ def _options(
                 and can_host(site.node, shape)
             )
             asked[demand] = able if _affordable(able, sites, shape.members, draws[index], free) else ()
-        if len(asked[demand]) >= shape.members:
+        known = options[-1].sites if options and options[-1].shape == index else ()
+        if len(asked[demand]) >= shape.members and not set(asked[demand]) <= set(known):
             options.append(
                 Option(
                     shape=index,
@@ -406,8 +432,10 @@ def _options(
                     kind=shape.kind,
                     millicores=shape.millicores,
                     memory_bytes=shape.memory_bytes,
-                    end_s=min(shape.run_s, problem.horizon_s),
-                    extra_j=problem.pue * (shape.work_j - stake.deferred_j) + job.late_j(index),
+                    end_s=min(stage_s + shape.run_s, problem.horizon_s),
+                    extra_j=problem.pue * (shape.work_j - stake.deferred_j)
+                    + job.late_j(index)
+                    + job.stage_j(index, stage_s),
                     active_mw=draws[index],
                     sites=asked[demand],
                 )

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from ortools.sat.python import cp_model
 
@@ -18,7 +19,7 @@ from scheduler.cpsat import UNITS
 from scheduler.feasibility import can_host
 from scheduler.objective import evaluate, stakes, tiers, waiting
 from scheduler.plan import MemberPlacement, Placement
-from scheduler.problem import WHOLE_DEVICE, Budget, Problem, Shape
+from scheduler.problem import WHOLE_DEVICE, Budget, Job, Problem, Shape
 
 MAX_PLACES = 1_500
 """Pairs of member and device (or node, for members without devices) in one model, at most."""
@@ -97,8 +98,9 @@ class _Search:
 
 
 class _Model:
-    """Variables, rows and prices. `starts[j, s]`: job j starts in shape s. `members[j, s, n]`: a member is on site n.
-    `takes[j, s, n, d]`: it gets the device of index d there.
+    """Variables, rows and prices. `ways[j]` are the shapes of job j, by index, and how long its nodes may at most take
+    to fetch what it needs, in s. `starts[j, w]`: job j starts in way w. `members[j, w, n]`: a member is on site n.
+    `takes[j, w, n, d]`: it gets the device of index d there.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -117,10 +119,11 @@ class _Model:
         self.takes: dict[tuple[int, int, int, int], cp_model.IntVar] = {}
         self.prices: list[tuple[float, cp_model.IntVar]] = []
         before: dict[object, cp_model.LinearExprT] = {}
+        self.ways = [list(product(self.staked[job.id].shapes, self._stagings(job))) for job in self.line]
         for number, job in enumerate(self.line):
-            starts = [self._shape(number, shape, job.shapes[shape]) for shape in self.staked[job.id].shapes]
+            starts = [self._start(number, way) for way in range(len(self.ways[number]))]
             self.model.add_at_most_one(starts)
-            alike = (job.priority, job.shapes, job.wait_w)
+            alike = job.likeness
             if alike in before:  # of jobs that differ only in their place in line the first starts
                 self.model.add(sum(starts) <= before[alike])
             before[alike] = sum(starts)
@@ -132,10 +135,12 @@ class _Model:
                 there = [mw for mw, site in zip(adds, self.sites, strict=True) if site.node.id in limit.nodes]
                 if there:
                     self.model.add(sum(there) <= limit.free)
-        for (number, shape), start in self.starts.items():
+        for (number, way), start in self.starts.items():
             stake = self.staked[self.line[number].id]
             job = self.line[number]
-            extra_j = problem.pue * (job.shapes[shape].work_j - stake.deferred_j) + job.late_j(shape)
+            shape, stage_s = self.ways[number][way]
+            extra_j = problem.pue * (job.shapes[shape].work_j - stake.deferred_j)
+            extra_j += job.late_j(shape) + job.stage_j(shape, stage_s)
             self.prices.append((extra_j - stake.wait_j, start))
         largest = max((abs(joules) for joules, _ in self.prices), default=0.0)
         self._unit = largest / UNITS if largest else 1.0
@@ -156,52 +161,62 @@ class _Model:
     def chosen(self, solver: cp_model.CpSolver) -> list[Placement]:
         """The placements of the solution that the solver holds, in line order."""
         placements: list[Placement] = []
-        for (number, shape), start in self.starts.items():
+        for (number, way), start in self.starts.items():
             if solver.boolean_value(start):
                 members = [
-                    MemberPlacement(node=self.sites[site].node.id, devices=self._devices(solver, number, shape, site))
-                    for (j, s, site), member in self.members.items()
-                    if (j, s) == (number, shape) and solver.boolean_value(member)
+                    MemberPlacement(node=self.sites[site].node.id, devices=self._devices(solver, number, way, site))
+                    for (j, w, site), member in self.members.items()
+                    if (j, w) == (number, way) and solver.boolean_value(member)
                 ]
+                shape, _ = self.ways[number][way]
                 placements.append(Placement(job=self.line[number].id, shape=shape, members=tuple(members)))
         return placements
 
-    def _devices(self, solver: cp_model.CpSolver, number: int, shape: int, site: int) -> tuple[str, ...]:
+    def _devices(self, solver: cp_model.CpSolver, number: int, way: int, site: int) -> tuple[str, ...]:
         devices = self.sites[site].node.devices
         return tuple(
             devices[index].id
-            for (j, s, n, index), takes in self.takes.items()
-            if (j, s, n) == (number, shape, site) and solver.boolean_value(takes)
+            for (j, w, n, index), takes in self.takes.items()
+            if (j, w, n) == (number, way, site) and solver.boolean_value(takes)
         )
 
-    def _shape(self, number: int, index: int, shape: Shape) -> cp_model.IntVar:
+    def _stagings(self, job: Job) -> list[float]:
+        """How long the sites take to fetch what the job needs, in s, each length once."""
+        return sorted({job.staged_s([site.node.id]) for site in self.sites})
+
+    def _shape(self, number: int, way: int) -> Shape:
+        return self.line[number].shapes[self.ways[number][way][0]]
+
+    def _start(self, number: int, way: int) -> cp_model.IntVar:
         start = self.model.new_bool_var("")
         members: list[cp_model.IntVar] = []
+        shape, (_, stage_s) = self._shape(number, way), self.ways[number][way]
         for n, site in enumerate(self.sites):
             able = _able(site, shape)
-            if able is None:
+            if able is None or self.line[number].staged_s([site.node.id]) > stage_s:
                 continue
             member = self.model.new_bool_var("")
             takes = {device: self.model.new_bool_var("") for device in able}
             if shape.devices:
                 self.model.add(sum(takes.values()) == shape.devices * member)
-            self.members[number, index, n] = member
-            self.takes |= {(number, index, n, device): variable for device, variable in takes.items()}
+            self.members[number, way, n] = member
+            self.takes |= {(number, way, n, device): variable for device, variable in takes.items()}
             members.append(member)
         self.model.add(sum(members) == shape.members * start)
-        self.starts[number, index] = start
+        self.starts[number, way] = start
         return start
 
     def _site(self, number: int, site: Site) -> None:
-        there = [(self.line[j].shapes[s], member) for (j, s, n), member in self.members.items() if n == number]
+        placed = [(j, way, member) for (j, way, n), member in self.members.items() if n == number]
+        there = [(self._shape(j, way), member) for j, way, member in placed]
         if not there:
             return
         self._at_most([(shape.millicores, member) for shape, member in there], site.node.free_millicores)
         self._at_most([(shape.memory_bytes, member) for shape, member in there], site.node.free_memory_bytes)
         by_device: dict[int, list[tuple[Shape, cp_model.IntVar]]] = defaultdict(list)
-        for (j, s, n, device), takes in self.takes.items():
+        for (j, way, n, device), takes in self.takes.items():
             if n == number:
-                by_device[device].append((self.line[j].shapes[s], takes))
+                by_device[device].append((self._shape(j, way), takes))
         for device, users in by_device.items():
             free = site.node.devices[device].free
             self.model.add(sum(shape.share * takes for shape, takes in users) <= free)
@@ -209,7 +224,10 @@ class _Model:
                 woken = [(shape.active_w * shape.run_s, takes) for shape, takes in users if shape.shared]
                 self._ladder(woken, 0.0, self.problem.pue)
         if site.charged:
-            ends = [(min(shape.run_s, self.problem.horizon_s), member) for shape, member in there]
+            horizon_s = self.problem.horizon_s
+            ends = [
+                (min(self.ways[j][way][1] + self._shape(j, way).run_s, horizon_s), member) for j, way, member in placed
+            ]
             self._ladder(ends, site.end_s, site.rate_w, site.boot_j)
         self._sockets(site, there)
 
@@ -219,11 +237,11 @@ class _Model:
         woken: dict[int, cp_model.IntVar] = {}
         used = self.model.new_bool_var("")
         most = 0
-        for (j, s, n, device), takes in self.takes.items():
+        for (j, way, n, device), takes in self.takes.items():
             if n != number:
                 continue
-            job, mw = self.line[j], self.active_mw[self.line[j].id][s]
-            if not job.shapes[s].shared:
+            mw = self.active_mw[self.line[j].id][self.ways[j][way][0]]
+            if not self._shape(j, way).shared:
                 active.append(mw * takes)
                 most += mw
             elif site.node.devices[device].free == WHOLE_DEVICE:
@@ -293,18 +311,26 @@ class _Model:
 
     def hint(self, known: Sequence[Placement]) -> None:
         self.model.clear_hints()
-        shapes = {placement.job: placement.shape for placement in known}
+        jobs = {job.id: job for job in self.line}
+        ways = {
+            placement.job: (
+                placement.shape,
+                jobs[placement.job].staged_s(member.node for member in placement.members),
+            )
+            for placement in known
+        }
         on = {(placement.job, member.node) for placement in known for member in placement.members}
         held = {(placement.job, device) for placement in known for m in placement.members for device in m.devices}
-        for (number, shape), start in self.starts.items():
-            self.model.add_hint(start, shapes.get(self.line[number].id) == shape)
-        for (number, shape, n), member in self.members.items():
+        for (number, way), start in self.starts.items():
+            self.model.add_hint(start, ways.get(self.line[number].id) == self.ways[number][way])
+        for (number, way, n), member in self.members.items():
             job = self.line[number].id
-            self.model.add_hint(member, shapes.get(job) == shape and (job, self.sites[n].node.id) in on)
-        for (number, shape, n, device), takes in self.takes.items():
+            chosen = ways.get(job) == self.ways[number][way]
+            self.model.add_hint(member, chosen and (job, self.sites[n].node.id) in on)
+        for (number, way, n, device), takes in self.takes.items():
             job = self.line[number].id
             there = (job, self.sites[n].node.devices[device].id) in held
-            self.model.add_hint(takes, shapes.get(job) == shape and there)
+            self.model.add_hint(takes, ways.get(job) == self.ways[number][way] and there)
 
 
 def _able(site: Site, shape: Shape) -> list[int] | None:

@@ -12,7 +12,7 @@ the right sign prove a bound however they were found, so rounding errors or a so
 
 import math
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,8 +141,10 @@ class Relaxation:
 def relax(pool: Candidates) -> Relaxation:
     """The relaxation of a pool. In a large one the ends are rounded down to a few, which leaves it a bound."""
     groups: dict[int, list[Site]] = defaultdict(list)
-    for site in pool.sites:
+    numbers: dict[int, set[int]] = defaultdict(set)
+    for number, site in enumerate(pool.sites):
         groups[site.group].append(site)
+        numbers[site.group].add(number)
     ends = sorted({option.end_s for candidate in pool.line for option in candidate.options})
     steps = ends if places(pool) <= EXACT_PLACES else _geometric(ends, FEW_ENDS)
     writing = _Writing(tiers=pool.tiers)
@@ -151,10 +153,11 @@ def relax(pool: Candidates) -> Relaxation:
         twins[candidate.twin].append(candidate)
     users: dict[int, list[_User]] = defaultdict(list)
     for alike in twins.values():
-        _write_job(writing, alike[0], len(alike), pool, {group: len(sites) for group, sites in groups.items()}, users)
+        _write_job(writing, alike[0], len(alike), pool, users)
     past_first: dict[int, int] = {}
     for group, sites in groups.items():
         _write_capacity(writing, sites[0], len(sites), users[group])
+        _write_parts(writing, sites[0], frozenset(numbers[group]), users[group])
         if sites[0].charged:
             on = _write_ladder(writing, sites[0], len(sites), users[group], steps)
             if on is not None:
@@ -174,11 +177,14 @@ def _geometric(ends: Sequence[float], count: int) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class _User:
-    """Who may use a group: `alike` jobs with this option, whose members there the variable `column` counts."""
+    """Who may use a group: `alike` jobs with this option, whose members there the variable `column` counts. `there` is
+    how many sites of the group they may use.
+    """
 
     option: Option
     alike: int
     column: int
+    there: int
 
 
 class _Writing:
@@ -230,7 +236,6 @@ def _write_job(
     candidate: Candidate,
     alike: int,
     pool: Candidates,
-    counts: dict[int, int],
     users: dict[int, list[_User]],
 ) -> None:
     """Members of `alike` jobs: each starts at most once, and no member shares a site with another of its gang."""
@@ -240,12 +245,13 @@ def _write_job(
     starts: list[tuple[int, float]] = []
     for number, option in enumerate(candidate.options):
         columns: dict[int, int] = {}
-        for group in sorted({pool.sites[site].group for site in option.sites}):
-            most = min(option.members, counts[group]) * alike
+        counts: dict[int, int] = {}
+        for group, there in sorted(Counter(pool.sites[site].group for site in option.sites).items()):
+            most = min(option.members, there) * alike
             column = writing.variable(most, (option.extra_j - stake.wait_j) / option.members)
             writing.waiting[candidate.tier][column] = -stake.weight / option.members
-            users[group].append(_User(option, alike, column))
-            columns[group] = column
+            users[group].append(_User(option, alike, column, there))
+            columns[group], counts[group] = column, there
         writing.members[candidate.twin, number] = (columns, option.members)
         starts += [(column, 1 / option.members) for column in columns.values()]
         for group, column in columns.items():
@@ -266,6 +272,13 @@ def _write_capacity(writing: _Writing, site: Site, count: int, users: Sequence[_
         if free:
             terms = [(user.column, need / free) for user, need in zip(users, needs, strict=True) if need]
             writing.at_most(terms, count)
+
+
+def _write_parts(writing: _Writing, site: Site, group: frozenset[int], users: Sequence[_User]) -> None:
+    """What those sites of a group hold together to which some of its users are confined."""
+    confined = [(group.intersection(user.option.sites), user) for user in users if user.there < len(group)]
+    for part in sorted({part for part, _ in confined}, key=sorted):
+        _write_capacity(writing, site, len(part), [user for sites, user in confined if sites <= part])
 
 
 def _write_budget(

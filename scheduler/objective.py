@@ -96,6 +96,8 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
     - `late_j`: sum wait_w * size * (run_s - that of the fastest shape of its kind) of the placed jobs whose size is
       the plan's to choose, without what power caps add. `size` is that of the smallest shape, as for waiting. Without
       it the smallest would be best however many devices are idle.
+    - `stage_j`: sum wait_w * size * staging of the placed jobs in the shapes they got: how long their nodes fetch what
+      they need. Their devices draw nothing above idle meanwhile, and their runs end as much later.
 
     With `Problem.fill` all of this is said of `Problem.shared_out`.
     """
@@ -103,13 +105,15 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
     horizon, pue = problem.horizon_s, problem.pue
     jobs = {job.id: job for job in problem.jobs}
     ends: dict[str, float] = {}
-    work = late = 0.0
+    work = late = stage = 0.0
     for placement in placements:
         shape = jobs[placement.job].shapes[placement.shape]
         work += shape.work_j
         late += jobs[placement.job].late_j(placement.shape)
+        staged_s = jobs[placement.job].staged_s(member.node for member in placement.members)
+        stage += jobs[placement.job].stage_j(placement.shape, staged_s)
         for member in placement.members:
-            ends[member.node] = max(ends.get(member.node, 0.0), shape.run_s)
+            ends[member.node] = max(ends.get(member.node, 0.0), staged_s + shape.run_s)
     placed = {placement.job for placement in placements}
     left = [stake for job, stake in stakes(problem).items() if job not in placed]
     booting = [node for node in problem.nodes if not node.on and node.id in ends]
@@ -122,6 +126,7 @@ def evaluate(problem: Problem, placements: Sequence[Placement]) -> Cost:
         deferred_j=pue * sum(stake.deferred_j for stake in left),
         wait_j=sum(stake.wait_j for stake in left) + sum(problem.boot_wait_w * node.power.boot_s for node in booting),
         late_j=late,
+        stage_j=stage,
     )
 
 

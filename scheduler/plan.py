@@ -66,10 +66,12 @@ class Cost:
     deferred_j: float
     wait_j: float
     late_j: float = 0.0
+    stage_j: float = 0.0
 
     @property
     def total_j(self) -> float:
-        return self.off_j + self.on_j + self.boot_j + self.work_j + self.deferred_j + self.wait_j + self.late_j
+        energy_j = self.off_j + self.on_j + self.boot_j + self.work_j + self.deferred_j
+        return energy_j + self.wait_j + self.late_j + self.stage_j
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ thousandths. All are integers where a constraint counts them, so that no solver 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
@@ -149,9 +150,20 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Staging:
+    """Nodes that take so many seconds to fetch what a job needs, before it starts there."""
+
+    seconds: float
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A job that waits. `order` is its place in line: within a priority the smaller one came first. By `may_slow`, as a
     fraction, a power cap may make its run longer.
+
+    `stage_s` is how long a node takes to fetch what the job needs, in s, unless `staging` says something else of it.
+    Its devices are held meanwhile, and its run begins when the last of its nodes has everything.
     """
 
     id: str
@@ -161,6 +173,26 @@ class Job:
     wait_w: float
     """Price of one device waiting, in W (lambda of the objective). The planner's caller fills in the default."""
     may_slow: float = 0.0
+    stage_s: float = 0.0
+    staging: tuple[Staging, ...] = ()
+
+    def staged_s(self, nodes: Iterable[str]) -> float:
+        """How long after it was placed on these nodes its run begins there, in s."""
+        if not self.staging:
+            return self.stage_s
+        seconds = {node: one.seconds for one in self.staging for node in one.nodes}
+        return max(seconds.get(node, self.stage_s) for node in nodes)
+
+    def stage_j(self, index: int, seconds: float) -> float:
+        """The price of so many seconds before its run begins in this shape, in J: its user waits, and its devices
+        stand idle.
+        """
+        return self.wait_w * max(1, self.shapes[index].size) * seconds
+
+    @property
+    def likeness(self) -> tuple[object, ...]:
+        """Equal for jobs that differ in nothing but their place in line."""
+        return (self.priority, self.shapes, self.wait_w, self.stage_s, self.staging)
 
     def late_j(self, index: int) -> float:
         """The price of running in this shape for longer than in the fastest of its kind, in J; 0 for a job whose size

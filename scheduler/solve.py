@@ -287,9 +287,10 @@ def _power_steps(problem: Problem, placements: Sequence[Placement]) -> tuple[Pow
     jobs = {job.id: job for job in problem.jobs}
     ends: dict[str, float] = {}
     for placement in placements:
+        job = jobs[placement.job]
+        end_s = job.staged_s(member.node for member in placement.members) + job.shapes[placement.shape].run_s
         for member in placement.members:
-            run_s = jobs[placement.job].shapes[placement.shape].run_s
-            ends[member.node] = max(ends.get(member.node, 0.0), run_s)
+            ends[member.node] = max(ends.get(member.node, 0.0), end_s)
     steps: list[PowerStep] = []
     for node in problem.nodes:
         rate_w = node.power.base_w - node.power.off_w

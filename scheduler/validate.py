@@ -111,6 +111,10 @@ def _node(node: Node) -> Iterator[str]:
 def _job(job: Job) -> Iterator[str]:
     yield from _number(f"job {job.id}: wait_w", job.wait_w, 0.0, MAX_WAIT_W)
     yield from _number(f"job {job.id}: may_slow", job.may_slow, 0.0, MAX_SLOW)
+    yield from _number(f"job {job.id}: stage_s", job.stage_s, 0.0, MAX_SECONDS)
+    for one in job.staging:
+        yield from _number(f"job {job.id}: seconds of staging", one.seconds, 0.0, MAX_SECONDS)
+    yield from _twice(f"job {job.id}: staging of node", (node for one in job.staging for node in one.nodes))
     for index, shape in enumerate(job.shapes):
         name = f"job {job.id}: shape {index}"
         if shape.members < 1:

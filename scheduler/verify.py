@@ -236,7 +236,7 @@ def _precedence(problem: Problem, plan: Plan, possible: Mapping[str, list[Shape]
         holder = jobs[placement.job]
         place = holder.shapes[placement.shape]
         for job in waiting:
-            same = (job.priority, job.shapes, job.wait_w) == (holder.priority, holder.shapes, holder.wait_w)
+            same = _alike(job) == _alike(holder)
             ahead = job.priority > holder.priority or (same and job.order < holder.order)
             if ahead and any(
                 _covers(place, shape)
@@ -247,6 +247,10 @@ def _precedence(problem: Problem, plan: Plan, possible: Mapping[str, list[Shape]
             ):
                 message = f"job {job.id} waits while {holder.id}, which it has precedence over, holds a place it fits"
                 yield Violation(code="precedence", message=message)
+
+
+def _alike(job: Job) -> tuple[object, ...]:
+    return (job.priority, job.wait_w, job.stage_s, job.shapes, job.staging)
 
 
 def _reservation(problem: Problem, plan: Plan) -> Iterator[Violation]:
@@ -261,7 +265,9 @@ def _reservation(problem: Problem, plan: Plan) -> Iterator[Violation]:
 def _is_kept_from(problem: Problem, job: Job, shape: Shape, placement: Placement) -> bool:
     """Whether nodes of the placement are kept from the job in this shape."""
     kept = problem.reservation
-    if kept is None or shape.run_s <= kept.free_s or all(member.node not in kept.nodes for member in placement.members):
+    if kept is None or all(member.node not in kept.nodes for member in placement.members):
+        return False
+    if _staged_s(job, placement) + shape.run_s <= kept.free_s:
         return False
     return any(first.id == kept.job and first.priority > job.priority for first in problem.jobs)
 
@@ -354,14 +360,16 @@ def _cost(problem: Problem, plan: Plan) -> Iterator[Violation]:
     horizon, pue = problem.horizon_s, problem.pue
     last_end: dict[str, float] = {}
     work = _woken_j(problem, plan, jobs)
-    deferred = wait = late = 0.0
+    deferred = wait = late = stage = 0.0
     for placement in plan.placements:
         shape = jobs[placement.job].shapes[placement.shape]
         late += _late_j(jobs[placement.job], shape)
         if shape.share == WHOLE_DEVICE:
             work += shape.members * shape.devices * shape.active_w * shape.run_s
+        staged_s = _staged_s(jobs[placement.job], placement)
+        stage += jobs[placement.job].wait_w * max(1, shape.members * shape.devices) * staged_s
         for member in placement.members:
-            last_end[member.node] = max(shape.run_s, last_end.get(member.node, 0.0))
+            last_end[member.node] = max(staged_s + shape.run_s, last_end.get(member.node, 0.0))
     off = on = boot = 0.0
     for node in problem.nodes:
         off += node.power.off_w * horizon
@@ -392,9 +400,16 @@ def _cost(problem: Problem, plan: Plan) -> Iterator[Violation]:
         ("deferred_j", plan.cost.deferred_j, pue * deferred),
         ("wait_j", plan.cost.wait_j, wait),
         ("late_j", plan.cost.late_j, late),
+        ("stage_j", plan.cost.stage_j, stage),
     ):
         if not math.isclose(claimed, true, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
             yield Violation(code="cost", message=f"{name} is {claimed} J, but the placements cost {true} J")
+
+
+def _staged_s(job: Job, placement: Placement) -> float:
+    """When the last node of the placement has what the job needs, in s."""
+    said = {name: one.seconds for one in job.staging for name in one.nodes}
+    return max(said.get(member.node, job.stage_s) for member in placement.members)
 
 
 def _late_j(job: Job, shape: Shape) -> float:

@@ -20,7 +20,7 @@ from scheduler.plan import Outcome, Placement, Verdict
 from scheduler.problem import Job, Problem
 from scheduler.reserve import Kept
 from scheduler.validate import packs, validate
-from service import run_times, submission, verdicts
+from service import run_times, staging, submission, verdicts
 from service.auth import Person
 from service.cycle.problem import planned_job, put_off_of, read_problem, verdict_view
 from service.cycle.shapes import least_caps_w
@@ -67,9 +67,10 @@ def read(
     problem, _ = read_problem(tx, pue=pue, overtaken_s=overtaken_s, now=now, power=power, tariff=tariff)
     works = [(person.id, run_times.signature(spec)) for spec in specs]
     times = run_times.read(tx, works)
+    stagings = staging.read(tx, [staging.wants_of(spec) for spec in specs])
     caps = least_caps_w(node_store.list_devices(tx))
     asked = [
-        planned_job(spec, problem.nodes, times, work, caps, job_id=f"asked-{index}", order=LAST + index)
+        planned_job(spec, problem.nodes, times, stagings, work, caps, job_id=f"asked-{index}", order=LAST + index)
         for index, (spec, work) in enumerate(zip(specs, works, strict=True))
     ]
     later = [put_off_of(spec, job.shapes, now, tariff, now) for spec, job in zip(specs, asked, strict=True)]

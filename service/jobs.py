@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from protocol.jobs import EventPage, JobPage, JobView, MetricPage
 from protocol.states import FINAL_JOB_STATES, EndReason, JobState
-from service import attempts, dependencies, run_times, sample_energy, views
+from service import attempts, dependencies, run_times, sample_energy, staging, views
 from service.auth import Person
 from service.db import Record, notify
 from service.lifecycle import check_job_change
@@ -46,7 +46,12 @@ def look(tx: Connection, person: Person, job_id: str, *, now: datetime) -> JobVi
     kind, time = (running.kind, times.left(running, now)) if running else times.best_known(row, view.spec)
     nodes = running.nodes if running else view.spec.sizes[0]
     draw = times.draw((row.user_id, row.signature), kind)
-    return view.model_copy(update={"expected": run_times.view(time, kind, nodes, draw)})
+    expected = run_times.view(time, kind, nodes, draw)
+    inputs = None
+    if view.state != JobState.RUNNING:
+        given = [member for member in held if member.epoch == view.epoch]
+        inputs = staging.view(staging.read(tx, [staging.wants_of(view.spec)]), view.spec, given, now)
+    return view.model_copy(update={"expected": expected, "inputs": inputs})
 
 
 def find(tx: Connection, person: Person, job_id: str) -> Record:

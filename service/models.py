@@ -114,6 +114,8 @@ nodes = Table(
     Column("samples_taken", BigInteger, nullable=False, server_default="0"),
     # The memory of the agent that told it; null if that is of before and does not say.
     Column("state_folder", Text, nullable=True),
+    # Its latest fetches, by source: bytes, wait and transfer of each (s); null before the first.
+    Column("links", JSONB, nullable=True),
     # When what runs there is stopped; only on a node that is cordoned, and never after it is opened again.
     _time("drain_at", nullable=True),
     # Whether it is switched on, as far as the service switches it, and since when; null for one never switched.
@@ -135,6 +137,17 @@ nodes = Table(
     CheckConstraint("drain_at IS NULL OR cordoned", name="drain"),
     CheckConstraint("closed_because IS NULL OR cordoned", name="closed_because"),
     CheckConstraint("state IN ('ready', 'lost')", name="state"),
+)
+
+# What nodes keep of code and data, as far as their agents say so, with what it takes of the disk.
+node_cache = Table(
+    "node_cache",
+    metadata,
+    Column("node_id", Text, ForeignKey("nodes.id"), primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Index("node_cache_key_idx", "key"),
 )
 
 # `seq` numbers devices for the ranges in `allocations`; it never changes and is never reused.

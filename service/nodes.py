@@ -10,7 +10,7 @@ from protocol.states import AttemptState, NodeState
 from protocol.sync import RegisterRequest, RegisterResponse
 from protocol.version import why_mismatched
 from scheduler.power import InstalledDevice, Inventory, node_power
-from service import attempts, fencing, power, views
+from service import attempts, fencing, power, staging, views
 from service.auth import Person
 from service.cycle.leases import QUIET_S
 from service.db import Record, notify
@@ -94,6 +94,7 @@ def register(
         state_folders=True,
         knows_limits=True,
         knows_caps=True,
+        knows_caches=True,
     )
 
 
@@ -115,7 +116,11 @@ def list_page(tx: Connection, person: Person, *, after: str, limit: int) -> Node
     rows = store.list_nodes(tx, after=after, limit=limit + 1)
     holders = _holders(tx, person)
     base_w = store.current_base_w(tx)
-    items = [views.node(row, store.list_devices(tx, row.id), holders, base_w.get(row.id, 0.0)) for row in rows[:limit]]
+    kept = staging.read_kept(tx)
+    items = [
+        views.node(row, store.list_devices(tx, row.id), holders, base_w.get(row.id, 0.0), kept[row.id])
+        for row in rows[:limit]
+    ]
     return NodePage(items=items, next=rows[limit - 1].id if len(rows) > limit else None)
 
 
@@ -129,7 +134,8 @@ def get(tx: Connection, person: Person, name: str) -> NodeView:
     if row is None:
         raise UnknownNode(f"there is no node {name!r}; `ergon nodes` lists them")
     holders = _holders(tx, person)
-    return views.node(row, store.list_devices(tx, row.id), holders, store.current_base_w(tx).get(row.id, 0.0))
+    base_w = store.current_base_w(tx).get(row.id, 0.0)
+    return views.node(row, store.list_devices(tx, row.id), holders, base_w, staging.read_kept(tx)[name])
 
 
 def _holders(tx: Connection, person: Person) -> dict[str, list[views.Holder]]:

@@ -15,7 +15,7 @@ from protocol.progress import ProgressLine
 from protocol.states import AttemptState, Desired, NodeState
 from protocol.sync import Assignment, DeviceGrant, MemberReport, StreamChunk, SyncRequest, SyncResponse
 from scheduler.pace import Line
-from service import attempts, nodes, power, run_times
+from service import attempts, nodes, power, run_times, staging
 from service.db import Record, notify
 from service.power_states import Event
 from service.refusals import StaleIncarnation, StaleReport, UnknownIncarnation
@@ -57,6 +57,8 @@ def take(tx: Connection, name: str, request: SyncRequest, *, max_attempts: int, 
             attempts.take_report(tx, node.id, report, max_attempts=max_attempts, now=now)
     _take_samples(tx, node, request, now=now)
     _take_inventory(tx, node, request)
+    if request.cache is not None:
+        staging.take(tx, node, request.cache)
     if request.leaving:
         nodes.lose(tx, node.id, last_seen_at=now, max_attempts=max_attempts, now=now)
 

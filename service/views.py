@@ -21,6 +21,7 @@ from protocol.jobs import (
 from protocol.nodes import DeviceHolder, DeviceView, NodeView
 from protocol.states import DeviceCondition, JobState
 from service.db import Record
+from service.staging import Kept
 
 
 def job(
@@ -128,8 +129,12 @@ class Holder:
 NOT_CLEAN = "an attempt has ended here, and its node has not said that no process of it is left"
 
 
-def node(row: Record, devices: Sequence[Record], holders: Mapping[str, Sequence[Holder]], base_w: float) -> NodeView:
-    """A node with its devices; `holders` gives who holds each device, `base_w` the power at idle in W."""
+def node(
+    row: Record, devices: Sequence[Record], holders: Mapping[str, Sequence[Holder]], base_w: float, kept: Kept
+) -> NodeView:
+    """A node with its devices; `holders` gives who holds each device, `base_w` the power at idle in W, `kept` what is
+    known of its cache.
+    """
     return NodeView(
         name=row.id,
         state=row.state,
@@ -144,6 +149,9 @@ def node(row: Record, devices: Sequence[Record], holders: Mapping[str, Sequence[
         container_runtime=row.container_runtime,
         container_fault=row.container_fault,
         base_w=base_w,
+        cache_entries=kept.entries,
+        cache_bytes=kept.size_bytes,
+        links=list(kept.links),
         cordoned=row.cordoned,
         closed_because=row.closed_because,
         drain_at=row.drain_at,

@@ -1,6 +1,6 @@
 """The best plans of a tiny problem by trying every one. Shares nothing with the planner; slow and plain on purpose."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from math import ceil, floor
@@ -43,19 +43,25 @@ def _plans(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> Iterato
     for index, shape in enumerate(job.shapes):
         for nodes in combinations(problem.nodes, shape.members):
             plan[job.id] = (index, tuple(node.id for node in nodes))
-            barred = any(_is_kept_from(problem, node, job, shape) for node in nodes)
+            staged_s = _staged_s(job, plan[job.id][1])
+            barred = any(_is_kept_from(problem, node, job, shape, staged_s) for node in nodes)
             allowed = not barred and _keeps_budgets(problem, plan)
             if allowed and all(_holds(problem, node, plan) for node in nodes):
                 yield from _plans(problem, rest, plan)
             del plan[job.id]
 
 
-def _is_kept_from(problem: Problem, node: Node, job: Job, shape: Shape) -> bool:
+def _is_kept_from(problem: Problem, node: Node, job: Job, shape: Shape, staged_s: float) -> bool:
     kept = problem.reservation
     if kept is None or node.id not in kept.nodes or job.id == kept.job:
         return False
     first = next(each for each in problem.jobs if each.id == kept.job)
-    return job.priority <= first.priority and shape.run_s > kept.free_s
+    return job.priority <= first.priority and shape.run_s + staged_s > kept.free_s
+
+
+def _staged_s(job: Job, nodes: Iterable[str]) -> float:
+    """How long the slowest of the nodes fetches."""
+    return max(next((one.seconds for one in job.staging if name in one.nodes), job.stage_s) for name in nodes)
 
 
 def _keeps_budgets(problem: Problem, plan: dict[str, Start]) -> bool:
@@ -131,7 +137,8 @@ def _waiting(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> tuple
 def _cost_j(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> float:
     energy = wait = 0.0
     for node in problem.nodes:
-        ends = [shape.run_s for shape in _on(problem, node, plan)]
+        there = [job for job in jobs if job.id in plan and node.id in plan[job.id][1]]
+        ends = [_staged_s(job, plan[job.id][1]) + job.shapes[plan[job.id][0]].run_s for job in there]
         if node.on and not node.can_switch:
             on_s = problem.horizon_s
         else:
@@ -145,6 +152,7 @@ def _cost_j(problem: Problem, jobs: list[Job], plan: dict[str, Start]) -> float:
         if job.id in plan:
             shape = job.shapes[plan[job.id][0]]
             energy += shape.members * shape.devices * _device_w(problem, shape) * shape.run_s
+            wait += job.wait_w * shape.members * shape.devices * _staged_s(job, plan[job.id][1])
             if len({other.members * other.devices for other in job.shapes}) > 1:
                 fewest = min(other.members * other.devices for other in job.shapes)
                 fastest_s = min(other.run_s for other in job.shapes if other.kind == shape.kind)

@@ -1,10 +1,22 @@
 """Random problems for hypothesis: tiny ones that the oracle can try out, with every feature a problem has."""
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import strategies as st
 
-from scheduler.problem import WHOLE_DEVICE, Device, Job, Node, NodePower, PowerBudget, Problem, Reservation, Shape
+from scheduler.problem import (
+    WHOLE_DEVICE,
+    Device,
+    Job,
+    Node,
+    NodePower,
+    PowerBudget,
+    Problem,
+    Reservation,
+    Shape,
+    Staging,
+)
 
 KINDS = ("h100", "cpu")
 RUNS_S = (600.0, 3600.0, 7200.0, 40_000.0)
@@ -57,8 +69,9 @@ shapes = st.builds(
 
 
 def capped(options: list[Shape], may_slow: float) -> tuple[Shape, ...]:
-    """The shapes, and the first accelerator's again with a power cap if the job may be slowed down."""
-    able = [shape for shape in options if shape.kind != "cpu"][: 1 if may_slow else 0]
+    """The shapes, and the fastest accelerator's again with a power cap if the job may be slowed down."""
+    able = sorted((shape for shape in options if shape.kind != "cpu"), key=lambda shape: shape.run_s)
+    able = able[: 1 if may_slow else 0]
     caps = (
         replace(
             each,
@@ -87,6 +100,19 @@ def budgets(draw: st.DrawFn, machines: list[Node]) -> tuple[PowerBudget, ...]:
 
 
 @st.composite
+def stagings(draw: st.DrawFn, nodes: list[str]) -> dict[str, Any]:
+    """How long a job is staged: not at all, everywhere alike, or on some nodes longer than on others."""
+    seconds = st.sampled_from((0.0, 120.0, 3000.0))
+    if draw(st.booleans()):
+        return {}
+    apart = draw(st.lists(st.sampled_from(nodes), max_size=len(nodes), unique=True))
+    return {
+        "stage_s": draw(seconds),
+        "staging": tuple(Staging(seconds=draw(seconds), nodes=(node,)) for node in apart),
+    }
+
+
+@st.composite
 def problems(draw: st.DrawFn, max_jobs: int = 4, max_nodes: int = 3) -> Problem:
     """A problem small enough to try every plan of it."""
     machines = [draw(nodes(f"n{number}")) for number in range(draw(st.integers(1, max_nodes)))]
@@ -97,6 +123,7 @@ def problems(draw: st.DrawFn, max_jobs: int = 4, max_nodes: int = 3) -> Problem:
         )
     # Few kinds of jobs, so that some differ only in their place in line.
     kinds = draw(st.lists(st.lists(shapes, min_size=1, max_size=2), min_size=1, max_size=3))
+    fetched = draw(st.lists(stagings([node.id for node in machines]), min_size=1, max_size=2))
     queue = tuple(
         Job(
             id=f"j{number}",
@@ -105,6 +132,7 @@ def problems(draw: st.DrawFn, max_jobs: int = 4, max_nodes: int = 3) -> Problem:
             shapes=capped(draw(st.sampled_from(kinds)), slow := draw(st.sampled_from((0.0, 0.05, 0.5)))),
             may_slow=slow,
             wait_w=draw(st.sampled_from((0.0, 50.0, 125.0, 125.0))),
+            **draw(st.sampled_from(fetched)),
         )
         for number in range(draw(st.integers(1, max_jobs)))
     )

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from protocol.caches import CacheEntry
 from protocol.nodes import Limit, NodeReport
 from protocol.states import EndReason
 from protocol.sync import Assignment, MemberReport, RegisterResponse, StreamChunk, SyncRequest, SyncResponse
 from protocol.version import PROTOCOL_VERSION
 from workers.bell import Bell
+from workers.cache import Shelf
 from workers.caps import CannotCap, Caps
 from workers.checkpoints import Checkpoints
 from workers.exchange import EXIT_REFUSED, EXIT_REPLACED, Backoff, Doorbell, Exchange, Forgotten, Refused, Unavailable
@@ -132,6 +134,7 @@ class Agent:
         self._caps = caps
         self._owes_limits = False
         self._owes_caps = False
+        self._shelf = Shelf(journal.folder / "cache")
         self._credentials = credentials
         self._now_s = now_s
         self._backoff = Backoff(chance)
@@ -222,6 +225,8 @@ class Agent:
         self._stores_checkpoints = registration.stores_checkpoints
         self._tells_out_of_memory = registration.knows_out_of_memory
         self._tells_folder = registration.state_folders
+        self._tells_cache = registration.knows_caches
+        self._shelf.forget()
         self._owes_limits = registration.knows_limits
         self._owes_caps = self._caps is not None and registration.knows_caps
         self._doorbell.begin(registration.incarnation)
@@ -305,6 +310,7 @@ class Agent:
             self._perform(action)
         runs = self._look()
         self._settle_caps(runs)
+        self._shelf.look({attempt: run.phase for attempt, run in runs.items()})
         return runs
 
     def _settle_caps(self, runs: Mapping[str, Run]) -> None:
@@ -453,6 +459,7 @@ class Agent:
         hurry = ending or reports != self._told
         chunks = self._shipper.collect() if hurry or now >= self._sent_s + TICK_S else []
         news = reports != self._told or chunks or self._readings or self._news_of_devices() is not None
+        news = news or self._news_of_cache() is not None
         due = news or self._outdated or now >= self._renew_s()
         return self._call(reports, chunks) if due else False
 
@@ -460,6 +467,10 @@ class Agent:
         """The devices that are unfit, unless the service knows."""
         unfit = self._health.unfit if self._health else {}
         return None if unfit == self._told_unfit else unfit
+
+    def _news_of_cache(self) -> list[CacheEntry] | None:
+        """All that the cache holds, unless the service knows."""
+        return self._shelf.news() if self._tells_cache else None
 
     def _call(self, reports: list[MemberReport], chunks: list[StreamChunk], *, leaving: bool = False) -> bool:
         """One call of the service, now. False if it did not answer."""
@@ -476,6 +487,7 @@ class Agent:
             unfit=None if unfit is None else dict(unfit),
             limits=list(self._settings.limits) if self._owes_limits else None,
             caps=self._caps.able(self._gpus) if self._caps and self._owes_caps else None,
+            cache=self._news_of_cache(),
             members=reports,
             chunks=chunks,
             samples=[reading.aged(self._sent_s) for reading in readings],
@@ -493,6 +505,7 @@ class Agent:
         self._told = reports
         self._told_unfit = self._told_unfit if unfit is None else unfit
         self._owes_limits = self._owes_caps = False
+        self._shelf.told()
         self._take_in(answer, self._sent_s)
         return True
 

@@ -11,8 +11,8 @@ from ergon.checkpoints import Mark, is_part_intact
 from protocol.checkpoints import StoredPart
 from workers.transfer import Transfer, TransferFailed
 
-Patience = Callable[[Callable[[], object]], None]
-"""Makes a call, again while the service does not answer."""
+Patience = Callable[[Callable[[], object]], object]
+"""Makes a call, again while the service does not answer; what it said."""
 
 
 def fetch_checkpoint(transfer: Transfer, attempt: str, folder: Path, mark: Mark, *, patient: Patience) -> None:

@@ -16,10 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from archives.limits import CODE, ArchiveError
 from archives.unpack import unpack
 from ergon.checkpoints import Mark
+from protocol.caches import Fetch
 from protocol.environment import DATASET_PREFIX
 from workers import files
 from workers.cache import Cache
@@ -30,6 +32,8 @@ from workers.environments import EnvironmentFailed, environment_python, find_int
 from workers.fetching import fetch_checkpoint
 from workers.images import ImageFailed, make_containers
 from workers.transfer import Transfer, TransferFailed, TransferRefused
+
+Answer = TypeVar("Answer")
 
 TRIES = 8
 LONGEST_PAUSE_S = 10.0
@@ -105,29 +109,29 @@ def prepare(folder: Path, launch: dict, transfer: Transfer) -> dict:
 def unpack_code(cache: Cache, digest: str, work: Path, transfer: Transfer) -> None:
     """The archive from the cache or the service, unpacked."""
 
-    def make(entry: Path) -> None:
-        _with_patience(lambda: _download(transfer, digest, entry / "archive.tar.gz"))
+    def make(entry: Path) -> Fetch:
+        return _with_patience(lambda: _download(transfer, digest, entry / "archive.tar.gz"))
 
     with (cache.get("archives", digest, make) / "archive.tar.gz").open("rb") as archive:
         unpack(archive, work, CODE)
 
 
-def _download(transfer: Transfer, digest: str, target: Path) -> None:
+def _download(transfer: Transfer, digest: str, target: Path) -> Fetch:
     with target.open("wb") as file:
-        transfer.download(digest, file)
+        return transfer.download(digest, file)
 
 
-def _with_patience(call: Callable[[], object]) -> None:
+def _with_patience(call: Callable[[], Answer]) -> Answer:
     """Try again while the service does not answer, with growing pauses."""
-    for failures in range(TRIES):
+    failures = 0
+    while True:
         try:
-            call()
+            return call()
         except TransferFailed as error:
             if failures == TRIES - 1:
                 raise TransferFailed(f"it cannot be fetched from the service: {error}") from error
             time.sleep(min(0.2 * 2**failures, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0))
-        else:
-            return
+            failures += 1
 
 
 def _build_environment(ranks: Mapping[str, str]) -> dict[str, str]:

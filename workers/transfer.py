@@ -3,6 +3,7 @@
 import hashlib
 import os
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +11,7 @@ from typing import BinaryIO
 import httpx
 from pydantic import ValidationError
 
+from protocol.caches import SERVICE, Fetch
 from protocol.checkpoints import CheckpointPart, ExpiredFolders, KeptFolders, PartAnswer, StoredCheckpoint
 from protocol.errors import ErrorBody
 from workers.exchange import AnyView, is_loopback
@@ -31,6 +33,28 @@ class TransferFull(TransferFailed):
     """The disk of the service is full."""
 
 
+class FetchClock:
+    """Takes the time of one fetch: made when it is asked for, begun when the answer comes."""
+
+    def __init__(self, source: str) -> None:
+        self.size_bytes = 0
+        self._source = source
+        self._asked_s = self._began_s = time.monotonic()
+
+    def begin(self) -> None:
+        """The answer has come."""
+        self._began_s = time.monotonic()
+
+    def stop(self) -> Fetch:
+        """All of it has come."""
+        return Fetch(
+            source=self._source,
+            size_bytes=self.size_bytes,
+            wait_s=self._began_s - self._asked_s,
+            transfer_s=time.monotonic() - self._began_s,
+        )
+
+
 class Transfer:
     """The service as one node sees it, for long transfers."""
 
@@ -45,31 +69,35 @@ class Transfer:
             verify=ssl.create_default_context(cafile=credentials["ca"]) if credentials["ca"] else True,
         )
 
-    def download(self, digest: str, target: BinaryIO) -> None:
-        """Write the archive of this SHA-256 to `target`.
+    def download(self, digest: str, target: BinaryIO) -> Fetch:
+        """Write the archive of this SHA-256 to `target`; how it came.
 
         Raises:
             TransferRefused, TransferFailed.
             OSError: `target` cannot be written.
         """
-        self._download(f"/v1/agent/archives/{digest}", digest, target)
+        return self._download(f"/v1/agent/archives/{digest}", digest, target)
 
     def download_file(self, attempt: str, digest: str, target: BinaryIO) -> None:
         """Write a file of the job's checkpoints to `target`. Raises as `download`."""
         self._download(f"/v1/agent/attempts/{attempt}/checkpoint-files/{digest}", digest, target)
 
-    def _download(self, path: str, digest: str, target: BinaryIO) -> None:
+    def _download(self, path: str, digest: str, target: BinaryIO) -> Fetch:
         hashed = hashlib.sha256()
+        clock = FetchClock(SERVICE)
         try:
             with self._client.stream("GET", path) as response:
                 _check(response)
+                clock.begin()
                 for block in response.iter_bytes(BLOCK_BYTES):
                     hashed.update(block)
                     target.write(block)
+                    clock.size_bytes += len(block)
         except httpx.HTTPError as error:
             raise TransferFailed(str(error) or type(error).__name__) from error
         if hashed.hexdigest() != digest:
             raise TransferFailed("what arrived is not what was asked for: its SHA-256 differs")
+        return clock.stop()
 
     def upload(self, attempt: str, member: int, archive: Path, digest: str) -> None:
         """Store the member's output. Repeating it changes nothing.

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, cast
 
@@ -19,7 +20,12 @@ from protocol.reports import AllocationReport, PlanSummary
 NEWEST = 20
 
 
-def nodes(as_json: Json = False) -> None:
+def nodes(
+    links: Annotated[
+        bool, typer.Option("--links", help="What they keep of code and data, and how fast they fetch it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the nodes and how many of their devices are held."""
     with Client() as client:
         found = list(client.nodes())
@@ -30,6 +36,11 @@ def nodes(as_json: Json = False) -> None:
         budgets = client.power_budgets()
     if not rows:
         note("no nodes; a node joins when its agent starts (`ergon up` starts local ones)")
+        return
+    if links:
+        table(
+            ("NODE", ">KEEPS", "SOURCE", ">FETCHES", ">WAIT", ">SPEED"), [row for node in found for row in _links(node)]
+        )
         return
     table(
         ("NODE", "STATE", "DEVICES", ">HELD", ">CORES", ">MEMORY", "LIMITS", "CONTAINERS", ">BASE W", "LAST SEEN"), rows
@@ -46,6 +57,16 @@ def nodes(as_json: Json = False) -> None:
         for device in node.devices:
             if device.reason:
                 note(f"{node.name}: {device.kind} {device.index} ({device.id}) is {device.condition}: {device.reason}")
+
+
+def _links(node: NodeView) -> Iterator[tuple[str, ...]]:
+    """A line for each source that the node has fetched from, one without if it has from none."""
+    keeps = show_size(node.cache_bytes)
+    for link in node.links:
+        speed = f"{show_size(round(link.bytes_per_s))}/s"
+        yield node.name, keeps, link.source, str(link.fetches), f"{link.wait_s * 1000:.0f}ms", speed
+    if not node.links:
+        yield node.name, keeps, "-", "-", "-", "-"
 
 
 def _watts(budget: PowerBudgetView) -> tuple[float, float, float]:

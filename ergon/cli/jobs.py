@@ -29,6 +29,7 @@ from protocol.jobs import (
     ArrayView,
     AttemptView,
     ExpectedView,
+    InputsView,
     JobSpec,
     JobView,
     LogView,
@@ -183,6 +184,8 @@ def _describe(job: JobView) -> None:
         line(f"energy    {_describe_energy(job.sample_energy)}")
     if job.expected:
         line(f"expected  {_describe_expected(job.expected, spec, runs=job.state is JobState.RUNNING)}")
+    if job.inputs:
+        line(f"inputs    {_describe_inputs(job.inputs, waits=job.state is not JobState.STARTING)}")
     if job.checkpoint:
         line(f"saved     step {job.checkpoint.step} of attempt {job.checkpoint.epoch}, {local_time(job.checkpoint.at)}")
     for attempt in job.attempts:
@@ -222,6 +225,19 @@ def _describe_expected(expected: ExpectedView, spec: JobSpec, *, runs: bool) -> 
     if expected.device_w is None or not expected.metered_on:
         return time
     return f"{time}; {expected.device_w:.0f} W above idle each device, as metered on {', '.join(expected.metered_on)}"
+
+
+def _describe_inputs(inputs: InputsView, *, waits: bool) -> str:
+    """Such as `1.2GiB of code and data, kept by a, b; elsewhere it takes about 14s to fetch`, or `fetching 1.2GiB:
+    about 14s`.
+    """
+    about = f"about {show_duration(inputs.fetch_s)}"
+    if inputs.unsized:
+        return f"{_count(inputs.unsized, 'dataset')} of unknown size, for no node has fetched it"
+    if not waits:
+        return f"fetching {show_size(inputs.missing_bytes)}: {about}" if inputs.missing_bytes else "all there"
+    kept = f"kept by {', '.join(inputs.nodes)}; elsewhere" if inputs.nodes else "kept by no node;"
+    return f"{show_size(inputs.size_bytes)} of code and data, {kept} it takes {about} to fetch"
 
 
 def describe_request(spec: JobSpec) -> str:

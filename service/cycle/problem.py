@@ -19,7 +19,7 @@ from scheduler.power import InstalledDevice, Inventory, active_w, boots_in, defa
 from scheduler.problem import CPU_KIND, WHOLE_DEVICE, Device, Job, Node, Problem, Shape
 from scheduler.reserve import reserve
 from scheduler.runtimes import SHORTEST_RUN_S
-from service import run_times
+from service import run_times, staging
 from service.cycle.claims import PATIENCE_S, Claim, without
 from service.cycle.running import read_running
 from service.cycle.shapes import least_caps_w, shapes_of
@@ -27,6 +27,7 @@ from service.db import Record
 from service.power_budgets import NO_RULES, PowerRules
 from service.power_pools import PowerPool, pool_of
 from service.run_times import RunTimes, Work
+from service.staging import Stagings
 from service.store import attempts as attempt_store
 from service.store import jobs as job_store
 from service.store import nodes as node_store
@@ -91,10 +92,12 @@ def read_problem(
     job_rows = job_store.list_queued(tx, MAX_PENDING, now=now)
     held_rows = attempt_store.held_work(tx)
     times = run_times.read(tx, [(row.user_id, row.signature) for row in (*job_rows, *held_rows)])
-    nodes = _nodes(tx, node_rows, held_rows, times, now, quiet, power.pools)
+    unstarted = [row for row in held_rows if row.started_at is None]
+    stagings = staging.read(tx, [staging.stored_wants(row.spec) for row in (*job_rows, *unstarted)])
+    nodes = _nodes(tx, node_rows, held_rows, times, stagings, now, quiet, power.pools)
     caps = least_caps_w(node_store.list_devices(tx))
     claimed = {claim.job for claim in claims}
-    jobs = {row.id: _job(row, nodes, times, caps) for row in job_rows if row.id not in claimed}
+    jobs = {row.id: _job(row, nodes, times, stagings, caps) for row in job_rows if row.id not in claimed}
     later = {
         row.id: found
         for row in job_rows
@@ -174,7 +177,8 @@ def budget_use(tx: Connection, power: PowerRules, now: datetime) -> list[PowerBu
     if not power.budgets:
         return []
     rows = node_store.list_nodes(tx)
-    nodes = {node.id: node for node in _nodes(tx, rows, [], run_times.read(tx, []), now, frozenset(), power.pools)}
+    times, stagings = run_times.read(tx, []), staging.read(tx, [])
+    nodes = {node.id: node for node in _nodes(tx, rows, [], times, stagings, now, frozenset(), power.pools)}
     return [
         PowerBudgetView(
             name=budget.name,
@@ -190,6 +194,7 @@ def planned_job(
     spec: JobSpec,
     nodes: Sequence[Node],
     times: RunTimes,
+    stagings: Stagings,
     work: Work,
     caps: Mapping[str, float],
     *,
@@ -202,6 +207,7 @@ def planned_job(
         return times.whole(work, spec, kind, size).median_s
 
     shapes = shapes_of(spec, nodes, whole_s, times.device_w(work), caps=caps)
+    stage_s, apart = stagings.planned(staging.wants_of(spec))
     return Job(
         id=job_id,
         priority=spec.priority,
@@ -209,6 +215,8 @@ def planned_job(
         shapes=shapes,
         wait_w=default_wait_w(shapes, nodes),
         may_slow=spec.may_slow,
+        stage_s=stage_s,
+        staging=apart,
     )
 
 
@@ -239,6 +247,7 @@ def _nodes(
     rows: Sequence[Record],
     held_rows: Sequence[Record],
     times: RunTimes,
+    stagings: Stagings,
     now: datetime,
     quiet: Collection[str],
     pools: Sequence[PowerPool],
@@ -258,7 +267,8 @@ def _nodes(
     nodes: list[Node] = []
     for row in rows:
         held = work.get(row.id, [])
-        busy_s = max((times.left(member, now).median_s for member in held), default=0.0)
+        left_s = (stagings.left(member, now).seconds + times.left(member, now).median_s for member in held)
+        busy_s = max(left_s, default=0.0)
         node = _node(row, devices.get(row.id, []), taken, caps, held, busy_s)
         if (pool := pool_of(pools, row.id)) is not None:
             node = _switchable(node, row, pool, boots.get(row.id, 0), now)
@@ -330,7 +340,7 @@ def _free(device: Record, taken: int) -> int:
     return 0 if device.unfit_reason is not None else WHOLE_DEVICE - taken
 
 
-def _job(row: Record, nodes: Sequence[Node], times: RunTimes, caps: Mapping[str, float]) -> Job:
+def _job(row: Record, nodes: Sequence[Node], times: RunTimes, stagings: Stagings, caps: Mapping[str, float]) -> Job:
     spec = JobSpec.model_validate(row.spec)
     device_w = times.device_w((row.user_id, row.signature))
 
@@ -338,6 +348,7 @@ def _job(row: Record, nodes: Sequence[Node], times: RunTimes, caps: Mapping[str,
         return times.next_try(row, spec, kind, size).median_s
 
     shapes = shapes_of(spec, nodes, run_s, device_w, caps=caps)
+    stage_s, apart = stagings.planned(staging.wants_of(spec))
     return Job(
         id=row.id,
         priority=row.priority,
@@ -345,4 +356,6 @@ def _job(row: Record, nodes: Sequence[Node], times: RunTimes, caps: Mapping[str,
         shapes=shapes,
         wait_w=default_wait_w(shapes, nodes),
         may_slow=spec.may_slow,
+        stage_s=stage_s,
+        staging=apart,
     )

@@ -1,7 +1,7 @@
 """Jobs that run, as the planner sees them, and what moving one would cost."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -12,12 +12,14 @@ from protocol.states import AttemptState, Desired, EndReason
 from scheduler.caps import capped_w
 from scheduler.power import default_wait_w
 from scheduler.problem import WHOLE_DEVICE, Hold, Job, Node, Running, Shape
-from service import run_times
+from service import run_times, staging
 from service.cycle.shapes import shapes_of
 from service.db import Record
 from service.run_times import RunTimes
 from service.store import attempts as attempt_store
 from service.store import nodes as node_store
+
+Left = Callable[[str, int], float]
 
 RESTART_S = 60.0
 """How long a job that moves is assumed to hold devices without training: leaving, starting, loading. A guess."""
@@ -42,6 +44,7 @@ def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tup
         members[row.attempt_id].append(row)
     times = run_times.read(tx, [(row.user_id, row.signature) for row in held_rows])
     moved = attempt_store.count_ends(tx, EndReason.MOVED, since=now - MOVES_WITHIN)
+    stagings = staging.read(tx, [staging.stored_wants(row.spec) for row in held_rows if row.started_at is None])
     kinds = {device.id: device.kind for node in nodes for device in node.devices}
     prices: dict[frozenset[str], float] = {}
     found: list[Running] = []
@@ -49,7 +52,13 @@ def read_running(tx: Connection, nodes: Sequence[Node], *, now: datetime) -> tup
         rows.sort(key=lambda row: row.member)
         spec = JobSpec.model_validate(rows[0].spec)
         work = (rows[0].user_id, rows[0].signature)
-        shapes = shapes_of(spec, nodes, times.left_on(rows[0], now), times.device_w(work), rows[0].nodes)
+        staged_s = max(stagings.left(row, now).seconds for row in rows)
+        left_s = times.left_on(rows[0], now)
+
+        def ends_s(kind: str, size: int, left_s: Left = left_s, staged_s: float = staged_s) -> float:
+            return staged_s + left_s(kind, size)
+
+        shapes = shapes_of(spec, nodes, ends_s, times.device_w(work), rows[0].nodes)
         accepted = frozenset(shape.kind for shape in shapes)
         if accepted not in prices:
             prices[accepted] = default_wait_w(shapes, nodes)

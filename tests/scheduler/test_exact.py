@@ -15,6 +15,7 @@ from scheduler.solve import solve
 from scheduler.verify import verify
 from tests.builders import HOUR, job, node, problem, shape
 from tests.scheduler.test_packing import share, without_devices
+from tests.strategies import stagings
 
 Rank = tuple[tuple[int, ...], float]
 
@@ -158,6 +159,7 @@ def small(draw: st.DrawFn) -> Problem:
     made = problem(
         nodes, [*jobs, job("j2", share(draw(parts), kind=draw(kinds)), wait_w=draw(st.sampled_from((0.0, 90.0))))]
     )
+    made = replace(made, jobs=tuple(replace(one, **draw(stagings(["a", "b"]))) for one in made.jobs))
     names = draw(st.sampled_from(("", "", "a", "ab")))
     watts = draw(st.sampled_from((150.0, 250.0, 400.0, 550.0, 800.0)))
     return replace(made, budgets=(PowerBudget(name="cap", watts=watts, nodes=tuple(names)),) if names else ())

@@ -101,5 +101,6 @@ ROWS: dict[str, tuple[str, ...]] = {
         "INSERT INTO power_spells (node_id, state, began_at, ended_at) VALUES "
         f"('n2', 'suspending', '{BEGAN}', '2026-01-01 00:10+00'), ('n2', 'off', '2026-01-01 00:10+00', NULL)",
     ),
+    "0022": ("INSERT INTO node_cache VALUES ('n1', 'archives', '0123456789abcdef', 100)",),
     "0020": ("INSERT INTO kind_speeds VALUES ('a100', 0.9, 3), ('t4', -0.9, 3)",),
 }

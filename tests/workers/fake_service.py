@@ -37,11 +37,13 @@ class FakeService:
         self.knows_state_folders = True
         self.knows_limits = True
         self.knows_caps = True
+        self.knows_caches = True
         self.expired = set()
         self.seq = 0
         self.unfit = {}
         self.limits = []  # every time they were told
         self.caps = []
+        self.caches = []
         self.registrations = []
         self._highest = 0  # no incarnation is given twice, not even after `go_back`
         self.bodies = []
@@ -195,6 +197,7 @@ class FakeService:
             knows_out_of_memory=True,
             knows_limits=self.knows_limits,
             knows_caps=self.knows_caps,
+            knows_caches=self.knows_caches,
         )
 
     def _sync(self, request):
@@ -215,6 +218,7 @@ class FakeService:
         self.unfit = self.unfit if request.unfit is None else request.unfit
         self.limits += [] if request.limits is None else [request.limits]
         self.caps += [] if request.caps is None else [request.caps]
+        self.caches += [] if request.cache is None else [request.cache]
         for chunk in request.chunks:
             stream = self.streams[chunk.attempt, chunk.rank, chunk.stream]
             if chunk.offset == len(stream):

@@ -9,10 +9,12 @@ import sys
 
 import pytest
 
+from protocol.caches import dataset_key
 from protocol.states import AttemptState, EndReason
 from tests.freezing import unkillable
 from tests.workers import builders
 from tests.workers.fake_service import problem
+from tests.workers.test_datasets import server  # noqa: F401
 from workers.agent import MOST_INSISTS
 from workers.inventory import boot_id
 
@@ -323,6 +325,19 @@ def test_a_health_check_takes_devices_out_and_gives_them_back(service, agent, tm
     assert set(service.unfit.values()) == {"too hot"}
     (tmp_path / "hot").unlink()
     service.wait(lambda: not service.unfit)
+
+
+def test_what_the_cache_holds_is_told_and_what_was_fetched_once_it_is_there(service, agent, server):  # noqa: F811
+    url, _asked = server
+    service.grant(assignment(command=["true"], datasets={"d": f"{url}/data.csv"}))
+    agent().wait_ready()
+    first, second = service.wait(lambda: service.caches[1:] and service.caches[:2])
+    assert first == []
+    assert [(one.key, one.fetch.source, one.fetch.size_bytes) for one in second] == [
+        (dataset_key(f"{url}/data.csv"), url, 4)
+    ]
+    service.wait_forgotten(A1)
+    assert len(service.caches) == 2
 
 
 @as_root

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.cache import Cache
+from protocol.caches import MAX_ENTRIES, Fetch
+from workers.cache import Cache, Shelf
 
 
 def cache(root: Path, attempt: str, limit_bytes: int = 1_000) -> Cache:
@@ -80,3 +81,41 @@ def test_of_several_processes_one_makes_it(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 6
     assert (tmp_path / "made").read_text() == "x"
+
+
+def test_what_it_holds_is_told_when_it_has_changed(tmp_path: Path) -> None:
+    fetch = Fetch(source="service", size_bytes=5, wait_s=0.1, transfer_s=0.2)
+
+    def fetched(entry: Path) -> Fetch:
+        (entry / "data").write_bytes(bytes(7))
+        return fetch
+
+    shelf = Shelf(tmp_path / "cache")
+    shelf.look(1)
+    assert shelf.news() == [], "that there is nothing is news too"
+    shelf.told()
+    assert shelf.news() is None
+    cache(tmp_path, "a1").get("datasets", "a" * 32, fetched)
+    cache(tmp_path, "a1").get("archives", "b" * 64, writes(3))
+    cache(tmp_path, "a1").get("environments", "c" * 32, writes(3))
+    os.utime(tmp_path / "cache" / "archives" / ("b" * 64) / "made.json", (1_000, 1_000))
+    assert shelf.news() is None, "it looks when something else happens"
+    shelf.look(2)
+    found = shelf.news()
+    assert found is not None
+    assert [(one.kind, one.size_bytes, one.fetch) for one in found] == [("datasets", 7, fetch), ("archives", 3, None)]
+    assert shelf.news() == found, "until the service has heard it"
+    shelf.told()
+    shelf.forget()
+    assert shelf.news() == found, "a service that was restored hears it again"
+
+
+def test_of_a_large_cache_those_used_last_are_told_and_none_that_is_no_work_of_ours(tmp_path: Path) -> None:
+    for number in range(MAX_ENTRIES + 3):
+        made = tmp_path / "cache" / "archives" / f"{number:064x}" / "made.json"
+        made.parent.mkdir(parents=True)
+        made.write_text('{"bytes": 1}' if number != MAX_ENTRIES + 2 else '{"bytes": "many"}')
+        os.utime(made, (1_000 + number, 1_000 + number))
+    shelf = Shelf(tmp_path / "cache")
+    shelf.look(1)
+    assert [int(one.key, 16) for one in shelf.news() or ()] == [*range(MAX_ENTRIES + 1, 2, -1)]

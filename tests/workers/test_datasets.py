@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from workers.cache import Cache
+from protocol.caches import dataset_key
+from workers.cache import Cache, Shelf
 from workers.datasets import DatasetMissing, place_of
 
 
@@ -48,12 +49,19 @@ def test_a_path_is_where_it_is(cache: Cache, tmp_path: Path, form: str) -> None:
         place_of(cache, "d", form.format(tmp_path / "none"))
 
 
-def test_a_url_is_fetched_once(cache: Cache, server: tuple[str, list[str]]) -> None:
+def test_a_url_is_fetched_once(cache: Cache, server: tuple[str, list[str]], tmp_path: Path) -> None:
     url, asked = server
     places = {place_of(cache, "d", f"{url}/data.csv?v=1") for _ in range(2)}
     [place] = places
     assert (place.name, place.read_text()) == ("data.csv", "1,2\n")
     assert asked == ["/data.csv?v=1"]
+    shelf = Shelf(tmp_path / "cache")
+    shelf.look(1)
+    [entry] = shelf.news() or ()
+    assert (entry.key, entry.fetch and (entry.fetch.source, entry.fetch.size_bytes)) == (
+        dataset_key(f"{url}/data.csv?v=1"),
+        (url, 4),
+    )
     assert place_of(cache, "d", f"{url}/data.csv?v=2") != place
 
 

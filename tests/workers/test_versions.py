@@ -32,7 +32,7 @@ def test_an_agent_says_nothing_new_of_a_job_that_is_nothing_new(service, agent, 
     attempt = f"versions-{os.getpid()}"
     script = "echo hello; echo '{\"step\": 1}' > $ERGON_PROGRESS; test -z $ERGON_CHECKPOINT_DIR"
     service.numbers_reports = service.knows_checkpoints = False
-    service.knows_state_folders = service.knows_limits = False
+    service.knows_state_folders = service.knows_limits = service.knows_caches = False
     service.grant(assignment(attempt, command=["sh", "-c", script]))
     one = agent("--sample-every", "0.1", "--checkpoint-dir", str(tmp_path)).wait_ready()
     assert service.wait_forgotten(attempt).reason == EndReason.COMPLETED
