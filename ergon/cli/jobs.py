@@ -178,16 +178,7 @@ def _describe(job: JobView) -> None:
         line(f"verdict   {job.verdict.outcome}")
         for reason in job.verdict.reasons:
             line(f"          {reason.message} ({reason.code})")
-    if job.progress:
-        line(f"progress  {describe_progress(job.progress)}")
-    if job.sample_energy:
-        line(f"energy    {_describe_energy(job.sample_energy)}")
-    if job.expected:
-        line(f"expected  {_describe_expected(job.expected, spec, runs=job.state is JobState.RUNNING)}")
-    if job.inputs:
-        line(f"inputs    {_describe_inputs(job.inputs, waits=job.state is not JobState.STARTING)}")
-    if job.checkpoint:
-        line(f"saved     step {job.checkpoint.step} of attempt {job.checkpoint.epoch}, {local_time(job.checkpoint.at)}")
+    _describe_course(job)
     for attempt in job.attempts:
         line(
             f"attempt {attempt.epoch} {attempt.state}"
@@ -201,6 +192,20 @@ def _describe(job: JobView) -> None:
             facts += [str(fact) for fact in (member.reason, member.message) if fact]
             ended = f" ({', '.join(facts)})" if facts else ""
             line(f"  {member.node}: {', '.join(member.devices) or 'no device'}: {member.state}{ended}")
+
+
+def _describe_course(job: JobView) -> None:
+    """How far it has come, what it draws and fetches for that, and how long it will go on."""
+    if job.progress:
+        line(f"progress  {describe_progress(job.progress)}")
+    if job.sample_energy:
+        line(f"energy    {_describe_energy(job.sample_energy)}")
+    if job.expected:
+        line(f"expected  {_describe_expected(job.expected, job.spec, runs=job.state is JobState.RUNNING)}")
+    if job.inputs:
+        line(f"inputs    {_describe_inputs(job.inputs, waits=job.state is not JobState.STARTING)}")
+    if job.checkpoint:
+        line(f"saved     step {job.checkpoint.step} of attempt {job.checkpoint.epoch}, {local_time(job.checkpoint.at)}")
 
 
 def _describe_cap(attempt: AttemptView) -> str:

@@ -14,6 +14,7 @@ from ergon.cli import doctor
 from ergon.cli.main import main
 from protocol.accounts import IdentityView, ServiceView
 from protocol.alarms import AlarmPage, AlarmView
+from protocol.caches import LinkView
 from protocol.cycles import CyclePage
 from protocol.jobs import (
     EventPage,
@@ -366,6 +367,16 @@ def test_nodes_shows_power_budgets_below(service: HttpService, capsys: Captured)
     *_, head, row = capsys.readouterr().out.splitlines()
     assert head.split() == ["POWER", "BUDGET", "NODES", "DRAW", "W", "LIMIT", "W", "FREE", "W"]
     assert row.split() == ["rack-7", "4", "20500", "22000", "1500"]
+
+
+def test_nodes_shows_what_they_keep_and_how_fast_they_fetch(service: HttpService, capsys: Captured) -> None:
+    link = LinkView(source="service", wait_s=0.036, bytes_per_s=50 << 20, spread=0.3, fetches=2)
+    known = {"cache_entries": 1, "cache_bytes": 3 << 20, "links": [link]}
+    service.answer("GET /v1/nodes", NodePage(items=[a_node().model_copy(update=known), a_node()]))
+    assert main(["nodes", "--links"]) == 0
+    head, *rows = (row.split() for row in capsys.readouterr().out.splitlines())
+    assert head == ["NODE", "KEEPS", "SOURCE", "FETCHES", "WAIT", "SPEED"]
+    assert rows == [["node-1", "3.0MiB", "service", "2", "36ms", "50.0MiB/s"], ["node-1", "0B", "-", "-", "-", "-"]]
 
 
 @pytest.mark.parametrize(("limits", "shown"), [(["memory", "processes"], "memory, processes"), ([], "-"), (None, "?")])

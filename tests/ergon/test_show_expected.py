@@ -5,7 +5,16 @@ from collections.abc import Iterator
 import pytest
 
 from ergon.cli.main import main
-from protocol.jobs import AttemptView, EventPage, ExpectedView, JobSpec, MemberView, MetricPage, SampleEnergyView
+from protocol.jobs import (
+    AttemptView,
+    EventPage,
+    ExpectedView,
+    InputsView,
+    JobSpec,
+    MemberView,
+    MetricPage,
+    SampleEnergyView,
+)
 from protocol.states import AttemptState, JobState
 from tests.ergon.builders import NOON, a_job
 from tests.ergon.http_service import HttpService, http_service
@@ -80,3 +89,39 @@ def test_show_says_under_which_cap_an_attempt_runs(service: HttpService, capsys:
     service.answer("GET /v1/jobs/j1/metrics", MetricPage(items=[]))
     assert main(["show", "j1"]) == 0
     assert ", capped at 250 W each device, about 9.8% slower\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("state", "inputs", "words"),
+    [
+        (
+            JobState.QUEUED,
+            {"size_bytes": 5 << 29, "nodes": ["a", "b"], "missing_bytes": 5 << 29, "fetch_s": 14.0},
+            "2.5GiB of code and data, kept by a, b; elsewhere it takes about 14s to fetch",
+        ),
+        (
+            JobState.QUEUED,
+            {"size_bytes": 5 << 29, "nodes": [], "missing_bytes": 5 << 29, "fetch_s": 14.0},
+            "2.5GiB of code and data, kept by no node; it takes about 14s to fetch",
+        ),
+        (
+            JobState.STARTING,
+            {"size_bytes": 5 << 29, "nodes": ["a"], "missing_bytes": 1 << 30, "fetch_s": 5.0},
+            "fetching 1.0GiB: about 5.0s",
+        ),
+        (
+            JobState.STARTING,
+            {"size_bytes": 0, "unsized": 1, "nodes": [], "missing_bytes": 0, "fetch_s": 0.1},
+            "1 dataset of unknown size, for no node has fetched it",
+        ),
+    ],
+)
+def test_show_says_what_is_fetched(
+    service: HttpService, capsys: Captured, state: JobState, inputs: dict[str, object], words: str
+) -> None:
+    job = a_job(state=state).model_copy(update={"inputs": InputsView.model_validate(inputs)})
+    service.answer("GET /v1/jobs/j1", job)
+    service.answer("GET /v1/jobs/j1/events", EventPage(items=[]))
+    service.answer("GET /v1/jobs/j1/metrics", MetricPage(items=[]))
+    assert main(["show", "j1"]) == 0
+    assert f"inputs    {words}\n" in capsys.readouterr().out
