@@ -32,6 +32,9 @@ MOST_NAMED = 20
 LEAST_S = 1.0
 """What takes less counts as nothing: it is shorter than starting a process that trains."""
 
+LONGEST_S = 86_400.0
+"""No fetch is taken to be longer, whatever an agent says of sizes and of times."""
+
 STEP = math.sqrt(2.0)
 """Planned times are rounded to powers of this, so that nodes that take about as long are alike for the planner."""
 
@@ -91,6 +94,7 @@ class Stagings:
         self._held = held
         self._sizes = sizes
         self._links: dict[str, dict[str, Link]] = {}
+        self._slowest_links: dict[str, Link] = {}
         self._planned: dict[Wants, tuple[float, tuple[Staging, ...]]] = {}
 
     def size_bytes(self, wants: Wants) -> int:
@@ -109,7 +113,7 @@ class Stagings:
                 size = self._sizes.get(entry, 0)
                 size_bytes += size
                 seconds += self.link(source, node).seconds(size)
-        return Lack(size_bytes=size_bytes, seconds=seconds)
+        return Lack(size_bytes=size_bytes, seconds=min(seconds, LONGEST_S))
 
     def holders(self, wants: Wants) -> list[str]:
         """The nodes that lack nothing."""
@@ -126,12 +130,27 @@ class Stagings:
         """`Job.stage_s` and `Job.staging` of a job with these wants: the time of most nodes, and of the others."""
         if wants not in self._planned:
             by_time: dict[float, list[str]] = defaultdict(list)
-            for node in self._nodes if any(wants) else ():
+            for node in self._nodes if self._longest_s(wants) >= LEAST_S else ():
                 by_time[_rounded(self.lack(wants, node).seconds)].append(node)
             most = max(by_time, key=lambda seconds: (len(by_time[seconds]), seconds), default=0.0)
             others = [Staging(seconds=one, nodes=tuple(by_time[one])) for one in sorted(by_time) if one != most]
             self._planned[wants] = most, tuple(others)
         return self._planned[wants]
+
+    def _longest_s(self, wants: Wants) -> float:
+        """How long it takes a node that has nothing over the slowest links, in s: mostly it is too little to matter on
+        any of a thousand nodes.
+        """
+        return sum(self._slowest(source).seconds(self._sizes.get(entry, 0)) for entry, source in _entries(wants))
+
+    def _slowest(self, source: str) -> Link:
+        """A link that is as slow as any to this source, in its wait and in its speed."""
+        if source not in self._slowest_links:
+            self.link(source, "")
+            links = self._links[source].values()
+            wait_s, bytes_per_s = max(link.wait_s for link in links), min(link.bytes_per_s for link in links)
+            self._slowest_links[source] = Link(wait_s=wait_s, bytes_per_s=bytes_per_s, spread=0.0)
+        return self._slowest_links[source]
 
     def left(self, member: Record, now: datetime) -> Lack:
         """What an attempt's node has still to fetch before its run. `member` is a row of `attempts.held_work`."""

@@ -47,7 +47,10 @@ def test_a_job_starts_where_its_data_is(cluster: Cluster) -> None:
     assert took["a"] == took["c"] == pytest.approx(10.2, rel=0.25)
     new_cycle(cluster).step(woken=True)
     assert [member.node for member in cluster.job(job).attempts[-1].members] == ["b"]
+    cluster.sync("c", cache=[has_data(size=2**62, seconds=1e9)])
+    assert planned(cluster, cluster.submit(datasets={"one": DATA}))["a"] < 100_000.0, "whatever an agent says"
     cluster.sync("b", cache=[])
+    cluster.sync("c", cache=[])
     again = cluster.submit(datasets={"one": DATA})
     assert set(planned(cluster, again).values()) == {0.0}, "it is nowhere, and its size is forgotten"
 
