@@ -36,6 +36,7 @@ def test_a_registered_node_is_seen_with_its_devices(client: TestClient, cluster:
             "state_folders": True,
             "knows_limits": True,
             "knows_caps": True,
+            "knows_caches": True,
         },
     )
     node = client.get("/v1/nodes/n1").json()
