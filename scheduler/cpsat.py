@@ -1,4 +1,5 @@
-"""Exact packing of gangs onto nodes by CP-SAT. Only this file and `scheduler.exact` import ortools.
+"""Exact packing of gangs onto nodes by CP-SAT, and small integer programs. Only this file and `scheduler.exact` import
+ortools.
 
 Two models over the same variables: `least_waiting` starts as much weight of one tier as possible, `least_charge` then
 finds the cheapest plan among those. What holds for every plan: a job starts at most once, a gang's members sit on
@@ -12,14 +13,25 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from ortools.sat.python import cp_model
 
 from scheduler.candidates import Candidates, Choice, Choices, Option, Site, device_limits, host_limits
 
+Vector = NDArray[np.float64]
+
 UNITS = 1_000_000_000
 """Whole numbers per the largest coefficient of the charge: joules are rounded down to this fraction of it, so that the
 solver counts in integers and its bound stays a bound. Sums stay far below 2^63."""
+
+COST_UNITS = 1_000_000
+"""The same for `cheapest`, which proves no bound."""
+
+ROUNDING = 1e-6
+"""What is put down to rounding of a coefficient that is a whole number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +233,34 @@ class _Packing:
             if sum(needs) > free:
                 used = sum(need * member for need, (_, member) in zip(needs, users, strict=True) if need)
                 self.model.add(used <= free)
+
+
+def cheapest(costs: Vector, rows: Any, most: Vector, upper: Vector, effort: Effort) -> list[int] | None:
+    """Integers v with rows * v <= most and 0 <= v <= upper for which costs * v is small; None if none are found.
+
+    `rows` is a sparse matrix. Its entries are rounded up to whole numbers and `most` down, so that they hold whatever
+    is rounded: let a unit of each row be small.
+    """
+    model = cp_model.CpModel()
+    variables = [model.new_int_var(0, int(most), "") for most in upper]
+    table = rows.tocsr()
+    for row, limit in enumerate(most):
+        begin, end = int(table.indptr[row]), int(table.indptr[row + 1])
+        values = [math.ceil(value - ROUNDING) for value in table.data[begin:end]]
+        used = [int(column) for column in table.indices[begin:end]]
+        if sum(max(0, value) * int(upper[column]) for value, column in zip(values, used, strict=True)) > limit:
+            total = sum(value * variables[column] for value, column in zip(values, used, strict=True))
+            model.add(total <= math.floor(limit + ROUNDING))
+    scale = COST_UNITS / max(float(abs(costs).max()), ROUNDING)
+    model.minimize(sum(round(cost * scale) * variable for cost, variable in zip(costs, variables, strict=True)))
+    solver = cp_model.CpSolver()
+    solver.parameters.max_deterministic_time = effort.deterministic_s
+    solver.parameters.max_time_in_seconds = effort.wall_s
+    solver.parameters.random_seed = effort.seed
+    solver.parameters.num_workers = 1
+    status = solver.solve(model)
+    found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+    return [int(solver.value(variable)) for variable in variables] if found else None
 
 
 def _search(packing: _Packing, effort: Effort) -> Answer:

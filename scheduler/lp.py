@@ -109,20 +109,8 @@ class Relaxation:
 
     def _least(self, objective: Vector, known: Sequence[Known]) -> tuple[float, Vector | None]:
         """A lower bound of objective * v, and the v that was found."""
-        scale = float(np.abs(objective).max(initial=0.0)) or 1.0
         rows, most = self._narrowed(known)
-        result: Any = linprog(
-            objective / scale,
-            A_ub=rows,
-            b_ub=most,
-            bounds=np.column_stack([np.zeros_like(self.upper), self.upper]),
-            method="highs-ds",
-            options={"maxiter": MAX_ITERATIONS},
-        )
-        found: Vector | None = result.ineqlin.marginals
-        prices = np.zeros_like(most) if found is None else np.minimum(found, 0.0) * scale
-        reduced = objective - rows.T @ prices
-        return float(prices @ most + np.minimum(reduced, 0.0) @ self.upper), result.x
+        return least(objective, rows, most, self.upper)[:2]
 
     def _narrowed(self, known: Sequence[Known]) -> tuple[Any, Vector]:
         """The rows and what is known of the first tiers, each row scaled by the tier's weight."""
@@ -136,6 +124,25 @@ class Relaxation:
         if not lines:
             return self.rows, self.most
         return vstack([self.rows, csr_array(np.array(lines))]).tocsr(), np.concatenate([self.most, most])
+
+
+def least(objective: Vector, rows: Any, most: Vector, upper: Vector) -> tuple[float, Vector | None, Vector]:
+    """A lower bound of objective * v over rows * v <= most, 0 <= v <= upper; the v that was found, if any; and what one
+    more of each variable costs by the prices that prove the bound (the reduced costs).
+    """
+    scale = float(np.abs(objective).max(initial=0.0)) or 1.0
+    result: Any = linprog(
+        objective / scale,
+        A_ub=rows,
+        b_ub=most,
+        bounds=np.column_stack([np.zeros_like(upper), upper]),
+        method="highs-ds",
+        options={"maxiter": MAX_ITERATIONS},
+    )
+    found: Vector | None = result.ineqlin.marginals
+    prices = np.zeros_like(most) if found is None else np.minimum(found, 0.0) * scale
+    reduced = objective - rows.T @ prices
+    return float(prices @ most + np.minimum(reduced, 0.0) @ upper), result.x, reduced
 
 
 def relax(pool: Candidates) -> Relaxation:

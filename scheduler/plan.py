@@ -75,6 +75,37 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Later:
+    """A job that is to start in `start_s` from now, within what it may wait.
+
+    A kWh is then expected to cost it `per_kwh` over its run, in the unit of the problem's rates; its energy in all
+    `saving` less than started now, as a fraction. `full`: a start that would cost it less is taken by others.
+    """
+
+    job: str
+    start_s: float
+    per_kwh: float
+    saving: float
+    full: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timetable:
+    """When the jobs that may wait start: those in `later` then, the others now or as soon as there is room.
+
+    `cost` is the objective of `scheduler.horizon` over all that may wait, in the unit of the problem's rates, and
+    `bound` a proven lower bound of it; `alone` is the same where each waits for its own cheapest hour, then for room.
+    `kept`: the plan before is kept, as nothing saves much more.
+    """
+
+    later: tuple[Later, ...]
+    cost: float
+    bound: float
+    alone: float
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Which jobs start now and where; a verdict for every job of the problem, in the problem's order.
 
@@ -95,6 +126,8 @@ class Plan:
     """Jobs that run and should go elsewhere, or on another number of nodes, in the shape (`Running.every_shape`) and on
     the devices given. All of them stop before any of them, or of `placements`, starts there. What they cost and save is
     no part of the objective."""
+    timetable: Timetable | None = None
+    """When jobs start that may wait, if any may. Those that start later are no part of the objective."""
 
     @property
     def objective_j(self) -> float:

@@ -262,6 +262,35 @@ class PowerBudget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """What a kWh at the site's meter costs, in money or g of CO2, from `start_s` (s from now) until the next rate."""
+
+    start_s: float
+    per_kwh: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MayWait:
+    """A job that may start up to `until_s` from now. `before_s` is when the plan before this one meant it to start, in
+    s from now and in the past too; None if none did.
+    """
+
+    job: str
+    until_s: float
+    before_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ahead:
+    """What jobs that may wait are planned by (`scheduler.horizon`): what energy costs, the first rate now and the last
+    for good, and who of the problem's jobs may wait for how long.
+    """
+
+    rates: tuple[Rate, ...]
+    waits: tuple[MayWait, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """One consistent read of the cluster and its queue. `free` and `free_*` of the nodes are net of all jobs that run.
 
@@ -274,7 +303,7 @@ class Problem:
     `fill` is how much of the nodes that are on is expected to be in use, from 0 to 1: with other jobs to come what this
     plan leaves free will not stay free (`shared_out`). `boot_wait_w` is the price of waiting for a boot, in W: the
     planner's caller fills in the default (`scheduler.power.default_boot_wait_w`). `reservation` is for one of the jobs.
-    Every one of the `budgets` holds.
+    Every one of the `budgets` holds. `ahead` is for those of the jobs that may wait; without it all are to start now.
     """
 
     nodes: tuple[Node, ...]
@@ -290,6 +319,7 @@ class Problem:
     boot_wait_w: float = 0.0
     reservation: Reservation | None = None
     budgets: tuple[PowerBudget, ...] = ()
+    ahead: Ahead | None = None
 
     def ranked(self) -> "Problem":
         """The same problem with a priority of its own for the job of the reservation, just above those of the same

@@ -10,15 +10,17 @@ from scheduler.exact import best_start
 from scheduler.feasibility import is_empty, survey, why_impossible, why_not_now
 from scheduler.first_fit import first_fit
 from scheduler.greedy import complete
+from scheduler.horizon import look_ahead
 from scheduler.moving import FULL, Mover
 from scheduler.objective import evaluate, on_time_s, stakes, waiting
 from scheduler.packing import Packer
-from scheduler.plan import Outcome, Placement, Plan, PowerStep, Verdict
+from scheduler.plan import Outcome, Placement, Plan, PowerStep, Reason, Timetable, Verdict
 from scheduler.problem import Budget, Job, Problem
 from scheduler.repack import repack
 from scheduler.reserve import Kept
 from scheduler.resize import resize
 from scheduler.search import Allowance, search
+from scheduler.turns import look_ahead_simply, of_now
 from scheduler.validate import consolidates, has_several_kinds, packs, validate
 from scheduler.verify import verify
 
@@ -35,12 +37,16 @@ class PlannerError(Exception):
 def solve(problem: Problem, budget: Budget = DEFAULT_BUDGET) -> Plan:
     """Which jobs start now and where, with a verdict for each and a proven bound.
 
+    Jobs that may wait (`Problem.ahead`) first get their starts, and those that start later take no part in the rest.
     Equal problems and budgets give equal plans. The plan respects precedence, is never worse than the greedy one (in
     waiting, tier by tier, then in cost), and has passed the independent checker.
 
     Raises ValueError for a problem that makes no sense, PlannerError if no plan of ours passes the checker.
     """
     validate(problem)
+    if problem.ahead is not None:
+        timetable = look_ahead(problem, budget)
+        return _with_later(problem, timetable, solve(of_now(problem, timetable), budget))
     return _resized(problem, _solved(problem.ranked(), budget))
 
 
@@ -85,6 +91,9 @@ def solve_greedily(problem: Problem) -> Plan:
     Raises as `solve` does.
     """
     validate(problem)
+    if problem.ahead is not None:
+        timetable = look_ahead_simply(problem)
+        return _with_later(problem, timetable, solve_greedily(of_now(problem, timetable)))
     problem = problem.ranked()
     if packs(problem):
         return solve_by_packing(problem)
@@ -128,6 +137,18 @@ def solve_by_packing(problem: Problem) -> Plan:
     if moves and any(violation.code == "precedence" for violation in verify(problem, plan)):
         return solve_by_packing(replace(problem, moves=0))
     return _checked(problem, plan)
+
+
+def _with_later(problem: Problem, timetable: Timetable, plan: Plan) -> Plan:
+    """The plan of this moment with what is said of the jobs that start later, in the problem's order."""
+    said = {verdict.job: verdict for verdict in plan.verdicts}
+    for later in timetable.later:
+        reason = Reason(
+            code="cheaper_later",
+            message=f"it may wait, and is to start in {later.start_s:.0f} s, when a kWh costs {later.per_kwh:g}",
+        )
+        said[later.job] = Verdict(job=later.job, outcome=Outcome.WAITING, reasons=(reason,))
+    return replace(plan, timetable=timetable, verdicts=tuple(said[job.id] for job in problem.jobs))
 
 
 def _packed_anew(problem: Problem, bound_j: float) -> Plan:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from scheduler.problem import CPU_KIND, WHOLE_DEVICE, Job, Node, Problem, Shape
 
@@ -69,6 +70,24 @@ def _budgets(problem: Problem) -> Iterator[str]:
         yield "there are power budgets: give neither an outlook nor moves, nor resizes"
 
 
+def _ahead(problem: Problem) -> Iterator[str]:
+    if (ahead := problem.ahead) is None:
+        return
+    starts = [rate.start_s for rate in ahead.rates]
+    if not starts or starts[0] > 0 or any(after <= before for before, after in pairwise(starts)):
+        yield f"start_s of the rates is {starts}, must begin at 0 or before and rise"
+    for rate in ahead.rates:
+        yield from _number("per_kwh of a rate", rate.per_kwh, -MAX_W, MAX_W)
+    yield from _twice("job that may wait", (wait.job for wait in ahead.waits))
+    known = {job.id for job in problem.jobs}
+    for wait in ahead.waits:
+        yield from _number(f"job {wait.job}: until_s", wait.until_s, 0.0, MAX_SECONDS)
+        if wait.job not in known:
+            yield f"{wait.job} may wait, and is no job of the problem"
+        if problem.reservation is not None and wait.job == problem.reservation.job:
+            yield f"the reservation is for {wait.job}, which may wait"
+
+
 def _problem(problem: Problem) -> Iterator[str]:
     yield from _number("horizon_s", problem.horizon_s, 0.0, MAX_SECONDS, open_below=True)
     yield from _number("pue", problem.pue, 1.0, 100.0)
@@ -76,6 +95,7 @@ def _problem(problem: Problem) -> Iterator[str]:
     yield from _number("boot_wait_w", problem.boot_wait_w, 0.0, MAX_W)
     yield from _reservation(problem)
     yield from _budgets(problem)
+    yield from _ahead(problem)
     for name, most in (("moves", problem.moves), ("resizes", problem.resizes)):
         if most < 0:
             yield f"{name} is {most}, must not be negative"

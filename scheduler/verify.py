@@ -32,8 +32,11 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
     order, each with reasons unless placed; jobs are called impossible exactly when they are; no job starts in place of
     one with precedence that would fit there; boots and switch-offs fit the placements; every term of the cost; the
     bound does not exceed the objective; nobody starts on nodes that are kept for another longer than they are kept; and
-    no group of nodes is brought above its power budget.
+    no group of nodes is brought above its power budget. Jobs that are to start later may wait until then, are not
+    placed, and take no part in the rest.
     """
+    if plan.timetable is not None:
+        return [*_later(problem, plan), *verify(*_of_now(problem, plan))]
     problem = problem.ranked()
     nodes = {node.id: node for node in problem.nodes}
     jobs = {job.id: job for job in problem.jobs}
@@ -55,6 +58,34 @@ def verify(problem: Problem, plan: Plan) -> list[Violation]:
         *_cost(problem.shared_out(), plan),
         *_proof(plan),
     ]
+
+
+def _later(problem: Problem, plan: Plan) -> Iterator[Violation]:
+    assert plan.timetable is not None
+    until = {wait.job: wait.until_s for wait in problem.ahead.waits} if problem.ahead is not None else {}
+    verdicts = {verdict.job: verdict.outcome for verdict in plan.verdicts}
+    for later in plan.timetable.later:
+        if not 0 < later.start_s <= until.get(later.job, -math.inf):
+            message = f"job {later.job} is to start in {later.start_s:g} s, and may not wait until then"
+            yield Violation(code="too_late", message=message)
+        if verdicts.get(later.job) != Outcome.WAITING:
+            message = f"job {later.job} is to start later, and its verdict is {verdicts.get(later.job)}"
+            yield Violation(code="wrong_verdict", message=message)
+    for job, count in Counter(later.job for later in plan.timetable.later).items():
+        if count > 1:
+            yield Violation(code="placed_twice", message=f"job {job} is to start later {count} times")
+    if plan.timetable.bound > plan.timetable.cost + TOLERANCE * abs(plan.timetable.cost):
+        message = f"the bound {plan.timetable.bound:g} of the timetable is above its cost {plan.timetable.cost:g}"
+        yield Violation(code="bound", message=message)
+
+
+def _of_now(problem: Problem, plan: Plan) -> tuple[Problem, Plan]:
+    """Both without the jobs that are to start later."""
+    assert plan.timetable is not None
+    later = {one.job for one in plan.timetable.later}
+    jobs = tuple(job for job in problem.jobs if job.id not in later)
+    verdicts = tuple(verdict for verdict in plan.verdicts if verdict.job not in later)
+    return replace(problem, jobs=jobs, ahead=None), replace(plan, verdicts=verdicts, timetable=None)
 
 
 def _moves(problem: Problem, plan: Plan) -> Iterator[Violation]:

@@ -16,18 +16,19 @@ from scheduler.candidates import find_candidates, pools, to_placements
 from scheduler.feasibility import survey, why_impossible, why_not_now
 from scheduler.first_fit import first_fit
 from scheduler.greedy import complete
-from scheduler.plan import Outcome, Placement, Verdict
-from scheduler.problem import Job, Problem
+from scheduler.plan import Later, Outcome, Placement, Verdict
+from scheduler.problem import Ahead, Job, MayWait, Problem
 from scheduler.reserve import Kept
+from scheduler.turns import look_ahead_simply, of_now
 from scheduler.validate import packs, validate
 from service import run_times, staging, submission, verdicts
 from service.auth import Person
-from service.cycle.problem import planned_job, put_off_of, read_problem, verdict_view
+from service.cycle.problem import planned_job, read_problem, verdict_view
 from service.cycle.shapes import least_caps_w
 from service.dependencies import Waits
 from service.power_budgets import PowerRules
 from service.store import nodes as node_store
-from service.tariffs import PutOff, Tariff
+from service.tariffs import Tariff, rates_ahead
 
 LAST = 2**62
 """Order of arrival of a job that comes after all that are there."""
@@ -42,8 +43,9 @@ class DryRun:
     specs: Sequence[JobSpec]
     waits: Sequence[Waits]
     jobs: Sequence[Job]
-    later: Sequence[PutOff | None]
     problem: Problem
+    tariff: Tariff
+    now: datetime
 
 
 def read(
@@ -73,20 +75,27 @@ def read(
         planned_job(spec, problem.nodes, times, stagings, work, caps, job_id=f"asked-{index}", order=LAST + index)
         for index, (spec, work) in enumerate(zip(specs, works, strict=True))
     ]
-    later = [put_off_of(spec, job.shapes, now, tariff, now) for spec, job in zip(specs, asked, strict=True)]
-    free = tuple(job for job, wait, off in zip(asked, waits, later, strict=True) if not wait.open and off is None)
-    problem = replace(problem, jobs=problem.jobs + free)
-    return DryRun(specs=specs, waits=waits, jobs=asked, later=later, problem=problem)
+    free = [(spec, job) for spec, job, wait in zip(specs, asked, waits, strict=True) if not wait.open]
+    more = [MayWait(job=job.id, until_s=spec.may_wait_s) for spec, job in free if spec.may_wait_s]
+    if more and (rates := rates_ahead(tariff, now)):
+        before = problem.ahead.waits if problem.ahead is not None else ()
+        problem = replace(problem, ahead=Ahead(rates=rates, waits=(*before, *more)))
+    problem = replace(problem, jobs=(*problem.jobs, *(job for _, job in free)))
+    return DryRun(specs=specs, waits=waits, jobs=asked, problem=problem, tariff=tariff, now=now)
 
 
 def weigh(run: DryRun) -> DryRunView:
     """Which of the jobs would start now, and why the others would not. Needs no database."""
     validate(run.problem)
-    placements = {placement.job: placement for placement in _placements(run.problem)}
-    ceilings = Ceilings(run.problem, tuple(placements.values()))
-    rooms, kept = survey(run.problem.nodes), Kept(run.problem)
+    problem, later = run.problem, dict[str, Later]()
+    if problem.ahead is not None:
+        timetable = look_ahead_simply(problem)
+        problem, later = of_now(problem, timetable), {one.job: one for one in timetable.later}
+    placements = {placement.job: placement for placement in _placements(problem)}
+    ceilings = Ceilings(problem, tuple(placements.values()))
+    rooms, kept = survey(problem.nodes), Kept(problem)
     items: list[DryRunItem] = []
-    for spec, wait, job, later in zip(run.specs, run.waits, run.jobs, run.later, strict=True):
+    for spec, wait, job in zip(run.specs, run.waits, run.jobs, strict=True):
         placement = placements.get(job.id)
         if placement is not None:
             items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.PLACED), placement))
@@ -94,8 +103,9 @@ def weigh(run: DryRun) -> DryRunView:
             items.append(_item(spec, Verdict(job=job.id, outcome=Outcome.IMPOSSIBLE, reasons=reasons)))
         elif wait.open:
             items.append(DryRunItem(spec=spec, verdict=VerdictView(outcome="waiting", reasons=[wait.reason])))
-        elif later is not None:
-            view = VerdictView(outcome="waiting", reasons=[verdicts.cheaper_later(later)])
+        elif job.id in later:
+            reason = verdicts.cheaper_later(later[job.id], run.now, run.tariff)
+            view = VerdictView(outcome="waiting", reasons=[reason])
             items.append(DryRunItem(spec=spec, verdict=view))
         else:
             reasons = kept.why(job, rooms.free) or ceilings.why(job) or why_not_now(job, rooms, len(placements))

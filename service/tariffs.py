@@ -1,23 +1,21 @@
-"""What a kWh costs and how much CO2 it means, as constants or as a series over time; and when a job had best start."""
+"""What a kWh costs and how much CO2 it means, as constants or as a series over time."""
 
 import csv
 import io
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Literal, Self
 
+from scheduler.problem import Rate
 from service.settings import Settings
 
 COLUMNS = ("start", "price_per_kwh", "carbon_g_per_kwh")
 MAX_STEPS = 200_000
 """Twenty years of hours."""
-
-LONGEST_RUN_S = 1e8
-"""Longer runs are not told apart: three years."""
 
 ONLY_STEP = timedelta(hours=1)
 """How long a step lasts that none is before and none after."""
@@ -158,65 +156,30 @@ def _number(text: str, what: str, *, least: float) -> float | None:
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PutOff:
-    """A start that had better be later: until when, and the share of its cost or CO2 that this should save."""
+def rates_ahead(tariff: Tariff, now: datetime) -> tuple[Rate, ...]:
+    """What a kWh costs from now on, or its CO2, whichever jobs that may wait should save; none if no step is to come.
 
-    until: datetime
-    saving: float
-    of: Measure
-
-
-LEAST_SAVING = 0.05
-"""A start is put off while this share of its cost, or more, is to be saved. A choice: less is within the error of the
-run time. So a job starts a little before the hour that it waits for."""
-
-
-def put_off(tariff: Tariff, *, now: datetime, latest: datetime, run_s: float) -> PutOff | None:
-    """When a job that runs for `run_s` (s) had best start, from `now` to `latest`; None if that is now.
-
-    It is taken to draw the same all the time. The mean over its run changes evenly with its start between the moments
-    at which its start or its end crosses a step, so that one of those, or `latest`, is best. After the last step the
-    constant is expected, or else the mean of all steps.
+    After the last step the constant is expected, or else the mean of all steps.
     """
-    if latest <= now or tariff.end is None or tariff.end <= now:
-        return None
-    run = timedelta(seconds=min(run_s, LONGEST_RUN_S))
-    of = tariff.wait_for if _values(tariff, tariff.wait_for) else _other(tariff)
-    crossed = tariff.changes(now, latest + run)
-    starts = {now, latest, *crossed, *(moment - run for moment in crossed)}
-    sums = _sums(tariff, now, latest + run, of)
-    costs = {start: sums(start + run) - sums(start) for start in starts if now <= start <= latest}
-    best = min(costs, key=lambda start: (costs[start], start))
-    now_costs = costs[now]
-    saving = (now_costs - costs[best]) / abs(now_costs) if now_costs else float(costs[best] < 0)
-    return PutOff(until=best, saving=min(saving, 1.0), of=of) if saving >= LEAST_SAVING else None
+    if tariff.end is None or tariff.end <= now:
+        return ()
+    of = saved_by(tariff)
+    values = _values(tariff, of)
+    usual = sum(values) / len(values)
+    rates: list[Rate] = []
+    for moment in [now, *tariff.changes(now, tariff.end), tariff.end]:
+        said = tariff.at(moment, of)
+        rates.append(Rate(start_s=(moment - now).total_seconds(), per_kwh=usual if said is None else said))
+    return tuple(rates)
 
 
-def _other(tariff: Tariff) -> Measure:
+def saved_by(tariff: Tariff) -> Measure:
+    """What jobs that may wait save: what they should, or else the one that the series says."""
+    if _values(tariff, tariff.wait_for):
+        return tariff.wait_for
     return "carbon" if tariff.wait_for == "price" else "price"
 
 
 def _values(tariff: Tariff, of: Measure) -> list[float]:
     said = (step.price_per_kwh if of == "price" else step.carbon_g_per_kwh for step in tariff.steps)
     return [value for value in said if value is not None]
-
-
-def _sums(tariff: Tariff, first: datetime, last: datetime, of: Measure) -> Callable[[datetime], float]:
-    """The integral from `first` to a moment up to `last` of what is expected to hold, in units of a kWh times s."""
-    values = _values(tariff, of)
-    usual = sum(values) / len(values)
-    begins: list[datetime] = []
-    rates: list[float] = []
-    sums = [0.0]
-    for begin, finish in tariff.pieces(first, last):
-        rate = tariff.at(begin, of)
-        begins.append(begin)
-        rates.append(usual if rate is None else rate)
-        sums.append(sums[-1] + rates[-1] * (finish - begin).total_seconds())
-
-    def up_to(moment: datetime) -> float:
-        piece = bisect_right(begins, moment) - 1
-        return sums[piece] + rates[piece] * (moment - begins[piece]).total_seconds()
-
-    return up_to

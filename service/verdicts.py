@@ -1,9 +1,11 @@
 """What the service itself says of a job that waits, where the planner has no word yet."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from protocol.jobs import Reason, VerdictView
-from service.tariffs import PutOff
+from scheduler.ahead import LEAST_SAVING
+from scheduler.plan import Later
+from service.tariffs import Tariff, saved_by
 
 NOT_WEIGHED_YET = Reason(code="not_weighed_yet", message="the next planning cycle weighs it")
 ROOM_IS_MADE = Reason(code="room_is_made", message="jobs are moved away to make room for it; it starts when they have")
@@ -27,12 +29,18 @@ def backing_off(sentence: str, not_before: datetime) -> Reason:
     return Reason(code="backing_off", message=f"{sentence}; the next attempt starts at {when} or later")
 
 
-def cheaper_later(later: PutOff) -> Reason:
-    """Why a job that may wait is not weighed yet."""
-    what = "its energy is expected to cost" if later.of == "price" else "its energy is expected to mean"
-    rest = "less" if later.of == "price" else "less CO2"
-    when = f"{later.until:%Y-%m-%d %H:%M} UTC"
-    message = f"it may wait, and does until {when}: started then {what} {later.saving:.0%} {rest} than now"
+def cheaper_later(later: Later, at: datetime, tariff: Tariff) -> Reason:
+    """Why a job that may wait does not start in the plan of `at`."""
+    when = f"{at + timedelta(seconds=later.start_s):%Y-%m-%d %H:%M} UTC"
+    if saved_by(tariff) == "price":
+        kwh, verb, rest = f"a kWh costs {later.per_kwh:.3g} {tariff.currency}", "cost", "less"
+    else:
+        kwh, verb, rest = f"a kWh means {later.per_kwh:.3g} g of CO2", "mean", "less CO2"
+    message = f"it may wait, and is planned for {when}, when {kwh}"
+    if later.saving >= LEAST_SAVING:
+        message += f": its energy is expected to {verb} {later.saving:.0%} {rest} than now"
+    if later.full:
+        message += "; better hours are full"
     return Reason(code="cheaper_later", message=message)
 
 

@@ -5,10 +5,9 @@ import logging
 import threading
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
@@ -44,7 +43,6 @@ from service.store import cycles as cycle_store
 from service.store import jobs as job_store
 from service.store import nodes as node_store
 from service.tariff_source import TariffSource
-from service.tariffs import PutOff
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +54,9 @@ SWEEP_EVERY_S = 600.0
 
 GATHER_EVERY_S = 60.0
 """How often the leader looks whether jobs that run had better be together, or larger, while none waits."""
+
+LOOK_AHEAD_EVERY_S = 60.0
+"""How often the leader looks whether jobs that are to start later had better start at another time."""
 
 NAMED = 10
 """Nodes that an alarm names."""
@@ -113,7 +114,8 @@ class Cycle:
         self._claims: list[Claim] = []
         self._tariffs = TariffSource(settings)
         self._tariff_fault: str | None = None
-        self._put_off: dict[str, PutOff] = {}
+        self._later: dict[str, datetime] = {}
+        self._ahead_at = float("-inf")
         self._switching = Switching(
             engine,
             settings.power_pools,
@@ -220,6 +222,7 @@ class Cycle:
         # 1. One consistent read. The transaction is over before the solver starts.
         at, started_s = self._now(), time.perf_counter()
         learns = self._clock_s() - self._learned_at >= LEARN_EVERY_S
+        tariff = self._tariffs.current()
         with snapshot(self._engine) as tx:
             self._claims = standing(tx, self._claims, self._clock_s())
             problem, seen = read_problem(
@@ -230,7 +233,8 @@ class Cycle:
                 now=at,
                 claims=self._claims,
                 power=self._settings.power,
-                tariff=self._tariffs.current(),
+                tariff=tariff,
+                before=self._later,
             )
             spares = read_spares(tx, problem, self._settings.power_pools, now=at)
             self._allowance.note(problem.jobs)
@@ -242,7 +246,6 @@ class Cycle:
         snapshot_s = time.perf_counter() - started_s
         # 2. What a plan of before has made room for starts first.
         self._take_up(seen, term)
-        self._tell_put_off(seen)
         self._watch_tariff()
         if learns:
             self._learned_at = self._clock_s()
@@ -252,7 +255,7 @@ class Cycle:
         problem = self._foreseeing(problem)
         gathers = (problem.moves > 0 and consolidates(problem)) or problem.resizes > 0
         gathers = gathers and self._clock_s() - self._gathered_at >= GATHER_EVERY_S
-        if not problem.jobs and not may_go(spares, at) and not gathers:
+        if not self._has_work(problem) and not may_go(spares, at) and not gathers:
             self._switching.boot(to_warm_up(problem, (), spares, self._settings.power_pools), term)
             return
         # 3. Say how full nodes are and what a boot is worth, and solve in the child.
@@ -260,6 +263,7 @@ class Cycle:
         problem = replace(problem, fill=self._fill, boot_wait_w=boot_wait_w(problem))
         plan = self._solve(problem, self._budget)
         self._gathered_at = self._clock_s() if problem.moves or problem.resizes else self._gathered_at
+        self._ahead_at = self._clock_s()
         solve_s = time.perf_counter() - solve_started_s
         # 4. Never trust the optimiser.
         if violations := verify(problem, plan):
@@ -272,6 +276,8 @@ class Cycle:
         self._move(problem, plan, seen, late, term)
         overtaken = self._commit(problem, plan, seen, late, term)
         self._switch(problem, plan, spares, at, term)
+        later = plan.timetable.later if plan.timetable is not None else ()
+        self._later = {one.job: at + timedelta(seconds=one.start_s) for one in later}
         # 6. Record everything the plan was made from, and what came of it.
         if not problem.jobs and not plan.moves and not plan.power_steps:
             return
@@ -280,7 +286,7 @@ class Cycle:
             plan,
             seen,
             overtaken,
-            late,
+            late | {one.job: verdicts.cheaper_later(one, at, tariff) for one in later},
             term=term,
             at=at,
             snapshot_s=snapshot_s,
@@ -302,6 +308,13 @@ class Cycle:
             problem = replace(problem, reservation=Reservation(job=problem.reservation.job))
         return problem
 
+    def _has_work(self, problem: Problem) -> bool:
+        """Whether a job may have to start: not while all are to start later, but for now and then."""
+        if self._clock_s() - self._ahead_at >= LOOK_AHEAD_EVERY_S:
+            return bool(problem.jobs)
+        waits = {wait.job: wait.before_s for wait in problem.ahead.waits} if problem.ahead is not None else {}
+        return any((waits.get(job.id) or 0.0) <= 0 for job in problem.jobs)
+
     def _take_up(self, seen: Seen, term: int) -> None:
         """Start the jobs whose claims have become free."""
         for claim in [claim for claim in self._claims if claim.job in seen.versions]:
@@ -318,19 +331,6 @@ class Cycle:
                     job_store.set_verdicts(
                         tx, [job_store.Verdict(job=claim.job, seen=seen.versions[claim.job], placed=True, said=said)]
                     )
-
-    def _tell_put_off(self, seen: Seen) -> None:
-        """Say of the jobs that wait for better hours until when, where that is new."""
-        new = {job: later for job, later in seen.put_off.items() if self._put_off.get(job) != later}
-        self._put_off = seen.put_off
-        said = [
-            job_store.Verdict(
-                job=job, seen=seen.versions[job], placed=False, said=verdicts.waiting(verdicts.cheaper_later(later))
-            )
-            for job, later in new.items()
-        ]
-        with self._engine.begin() as tx:
-            job_store.set_verdicts(tx, said)
 
     def _watch_tariff(self) -> None:
         """Raise or drop the alarm that the tariff cannot be read."""
@@ -418,7 +418,7 @@ class Cycle:
         plan: Plan,
         seen: Seen,
         overtaken: set[str],
-        late: Mapping[str, Reason],
+        reasons: Mapping[str, Reason],
         *,
         term: int,
         at: datetime,
@@ -426,15 +426,15 @@ class Cycle:
         solve_s: float,
         commit_s: float,
     ) -> None:
-        outcomes = Counter(verdict.outcome for verdict in plan.verdicts)
+        placed = {verdict.job for verdict in plan.verdicts if verdict.outcome == Outcome.PLACED}
         with self._engine.begin() as tx:
             number = cycle_store.add_cycle(
                 tx,
                 term=term,
                 at=at,
                 pending=len(problem.jobs),
-                placed=outcomes[Outcome.PLACED],
-                committed=outcomes[Outcome.PLACED] - len(overtaken | late.keys()),
+                placed=len(placed),
+                committed=len(placed) - len(overtaken | (reasons.keys() & placed)),
                 objective_j=plan.objective_j,
                 bound_j=plan.bound_j,
                 gap=plan.gap,
@@ -450,9 +450,9 @@ class Cycle:
                 job_store.Verdict(
                     job=verdict.job,
                     seen=seen.versions[verdict.job],
-                    placed=verdict.outcome == Outcome.PLACED and verdict.job not in late,
-                    said=verdicts.waiting(late[verdict.job], cycle=number)
-                    if verdict.job in late
+                    placed=verdict.outcome == Outcome.PLACED and verdict.job not in reasons,
+                    said=verdicts.waiting(reasons[verdict.job], cycle=number)
+                    if verdict.job in reasons
                     else verdict_view(verdict, cycle=number).model_dump(mode="json"),
                 )
                 for verdict in plan.verdicts

@@ -16,7 +16,7 @@ from scheduler.feasibility import total_room, why_impossible
 from scheduler.plan import Outcome, Verdict
 from scheduler.plan import Reason as PlanReason
 from scheduler.power import InstalledDevice, Inventory, active_w, boots_in, default_wait_w, node_power
-from scheduler.problem import CPU_KIND, WHOLE_DEVICE, Device, Job, Node, Problem, Shape
+from scheduler.problem import CPU_KIND, WHOLE_DEVICE, Ahead, Device, Job, MayWait, Node, Problem, Shape
 from scheduler.reserve import reserve
 from scheduler.runtimes import SHORTEST_RUN_S
 from service import run_times, staging
@@ -32,13 +32,14 @@ from service.store import attempts as attempt_store
 from service.store import jobs as job_store
 from service.store import nodes as node_store
 from service.store import power as power_store
-from service.tariffs import PutOff, Tariff, put_off
+from service.tariffs import Tariff, rates_ahead
 
 UNSAID = "its agent does not say what runs containers there; upgrade it"
 
 _ASLEEP = (PowerState.OFF.value, PowerState.BOOTING.value)
 
 NO_TARIFF = Tariff()
+NOTHING_BEFORE: Mapping[str, datetime] = {}
 
 UNSETTLED = (JobState.QUEUED.value, JobState.STARTING.value, JobState.RUNNING.value)
 
@@ -64,8 +65,6 @@ class Seen:
     """The array of each job that is part of one."""
     asleep: frozenset[str]
     """Nodes that are off or boot: what is placed there starts when they are on."""
-    put_off: dict[str, PutOff]
-    """Jobs that are not part of the problem yet: their energy is to be cheaper or cleaner later."""
 
 
 def read_problem(
@@ -78,6 +77,7 @@ def read_problem(
     claims: Sequence[Claim] = (),
     power: PowerRules = NO_RULES,
     tariff: Tariff = NO_TARIFF,
+    before: Mapping[str, datetime] = NOTHING_BEFORE,
 ) -> tuple[Problem, Seen]:
     """The planner's input, and the versions it stands for. `tx` must be one snapshot.
 
@@ -87,6 +87,7 @@ def read_problem(
         claims: places that are given already. Their jobs are not part of the problem, but of what was seen.
         power: nodes that can be switched, and what groups of nodes may draw.
         tariff: what energy costs, for jobs that may wait.
+        before: when the plan before this one meant to start those of them that were to start later.
     """
     node_rows = node_store.list_nodes(tx)
     job_rows = job_store.list_queued(tx, MAX_PENDING, now=now)
@@ -98,19 +99,16 @@ def read_problem(
     caps = least_caps_w(node_store.list_devices(tx))
     claimed = {claim.job for claim in claims}
     jobs = {row.id: _job(row, nodes, times, stagings, caps) for row in job_rows if row.id not in claimed}
-    later = {
-        row.id: found
-        for row in job_rows
-        if row.id in jobs and row.epoch == 0
-        if (found := put_off_of(JobSpec.model_validate(row.spec), jobs[row.id].shapes, row.submitted_at, tariff, now))
-    }
+    ahead = _ahead([row for row in job_rows if row.id in jobs], tariff, before, now)
     problem = Problem(
         nodes=without(nodes, claims),
-        jobs=tuple(job for job in jobs.values() if job.id not in later),
+        jobs=tuple(jobs.values()),
         pue=pue,
+        ahead=ahead,
         budgets=power.of({row.id: row.labels for row in node_rows}),
     )
     overtaken = {row.id for row in job_rows if (now - row.submitted_at).total_seconds() > overtaken_s}
+    overtaken -= {wait.job for wait in ahead.waits} if ahead else set()
     if first := next((job for job in problem.jobs if job.id in overtaken), None):
         running = read_running(tx, problem.nodes, now=now)
         problem = replace(problem, reservation=reserve(replace(problem, running=running), first))
@@ -121,19 +119,20 @@ def read_problem(
         incarnations={row.id: row.incarnation for row in node_rows},
         arrays={row.id: row.array_id for row in seen_rows if row.array_id is not None},
         asleep=frozenset(row.id for row in node_rows if row.power in _ASLEEP),
-        put_off=later,
     )
     return problem, seen
 
 
-def put_off_of(
-    spec: JobSpec, shapes: Sequence[Shape], submitted_at: datetime, tariff: Tariff, now: datetime
-) -> PutOff | None:
-    """Until when a job that has not started yet had better wait, if its user lets it; None if it should start."""
-    if not spec.may_wait_s:
-        return None
-    latest = submitted_at + timedelta(seconds=spec.may_wait_s)
-    return put_off(tariff, now=now, latest=latest, run_s=min(shape.run_s for shape in shapes))
+def _ahead(rows: Sequence[Record], tariff: Tariff, before: Mapping[str, datetime], now: datetime) -> Ahead | None:
+    """What there is to plan by for jobs that have not started yet and may wait; None if there is nothing."""
+    rates = rates_ahead(tariff, now)
+    waits: list[MayWait] = []
+    for row in rows if rates else ():
+        until_s = (row.submitted_at - now).total_seconds() + (JobSpec.model_validate(row.spec).may_wait_s or 0.0)
+        if row.epoch == 0 and until_s > 0:
+            before_s = (before[row.id] - now).total_seconds() if row.id in before else None
+            waits.append(MayWait(job=row.id, until_s=until_s, before_s=before_s))
+    return Ahead(rates=rates, waits=tuple(waits)) if waits else None
 
 
 def standing(tx: Connection, claims: Sequence[Claim], clock_s: float) -> list[Claim]:

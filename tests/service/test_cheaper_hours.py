@@ -1,5 +1,6 @@
 """Jobs that may wait start when energy is cheaper, and reports price what was drawn when it was drawn."""
 
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 from protocol.jobs import JobSpec
 from protocol.reports import AllocationReport
 from protocol.states import Role
+from scheduler import codec
 from scheduler.plan import Plan
 from scheduler.problem import Budget, Problem
 from scheduler.solve import solve
-from service import dry_run
+from service import cycles, dry_run
 from service.db import snapshot
 from service.reports.allocation import report
 from service.tariff_source import TariffSource
@@ -42,8 +44,9 @@ def test_a_job_that_may_wait_starts_when_it_is_cheap(dear_now: Cluster) -> None:
     verdict = cluster.job(patient).verdict
     assert verdict is not None
     until = cluster.now + timedelta(hours=2)
-    assert f"until {until:%Y-%m-%d %H:%M} UTC: started then its energy is expected to cost 75% less" in (
-        verdict.reasons[0].message
+    assert verdict.reasons[0].message == (
+        f"it may wait, and is planned for {until:%Y-%m-%d %H:%M} UTC, when a kWh costs 0.1 SEK: its energy is "
+        "expected to cost 75% less than now"
     )
     cluster.advance(2 * HOUR_S - 180)
     cluster.sync("n1")
@@ -78,9 +81,46 @@ def test_nothing_is_kept_for_a_job_that_waits_of_its_own_will(dear_now: Cluster)
     cluster.submit(may_wait_s=9_000, devices_per_node=4)
     cluster.advance(cluster.settings.overtaken_s + 1)
     cluster.sync("n1")
-    cluster.submit()
+    other = cluster.submit()
     new_cycle(cluster, solve=remember).step(woken=True)
-    assert (len(asked[-1].jobs), asked[-1].reservation) == (1, None)
+    assert asked[-1].reservation is None
+    assert states(cluster, other) == ["starting"]
+
+
+def test_jobs_that_want_the_same_hour_are_planned_together(dear_now: Cluster) -> None:
+    """Four slots, cheap hours from 2 h on, starts by 3 h: of eight jobs of an hour four wait for the one, four for the
+    other; the cycle that told so is recorded with all that its plan follows from, and is not repeated without need.
+    """
+    cluster = dear_now
+    asked: list[Problem] = []
+
+    def remember(problem: Problem, budget: Budget) -> Plan:
+        asked.append(problem)
+        return solve(problem, budget)
+
+    jobs = [cluster.submit(may_wait_s=3 * HOUR_S, expected_run_s=HOUR_S) for _ in range(8)]
+    cycle = new_cycle(cluster, solve=remember)
+    cycle.step(woken=True)
+
+    def planned(those: list[str]) -> list[str]:
+        said = [cluster.job(job).verdict for job in those]
+        return [verdict.reasons[0].message.split(" UTC")[0][-5:] for verdict in said if verdict is not None]
+
+    first, second = (f"{cluster.now + timedelta(hours=n):%H:%M}" for n in (2, 3))
+    assert planned(jobs) == [first] * 4 + [second] * 4
+    with snapshot(cluster.engine) as tx:
+        (summary,) = cycles.list_page(tx, before=None, limit=5).items
+        record = cycles.get(tx, summary.id)
+    plan = solve(codec.decode_problem(json.dumps(record.problem).encode()))
+    assert plan == codec.decode_plan(json.dumps(record.plan).encode())
+    assert plan.timetable is not None
+    cycle.step(woken=True)
+    assert len(asked) == 1  # all are to start later
+    cluster.advance(2 * HOUR_S)
+    cluster.sync("n1")
+    cycle.step(woken=True)
+    assert states(cluster, *jobs) == ["starting"] * 4 + ["queued"] * 4
+    assert planned(jobs[4:]) == [second] * 4
 
 
 def test_a_dry_run_tells_it(dear_now: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""Prices over time: read, looked up, and searched for the best start; and where they come from."""
+"""Prices over time: read, looked up, and what is expected from now on; and where they come from."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -6,12 +6,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from service.settings import Settings, SettingsError
 from service.tariff_source import FETCH_EVERY_S, TariffSource
-from service.tariffs import LEAST_SAVING, Step, Tariff, TariffError, parse_steps, put_off
+from service.tariffs import Step, Tariff, TariffError, parse_steps, rates_ahead, saved_by
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -57,60 +55,31 @@ def test_a_series_that_cannot_be_used_is_refused_by_line(text: str, said: str) -
 
 
 @pytest.mark.parametrize(
-    ("tariff", "may_wait_h", "run_h", "until_h", "saving"),
+    ("tariff", "rates"),
     [
-        (series(0.3, 0.1, 0.3), 3, 1, 1, 2 / 3),
-        (series(0.3, 0.1, 0.3), 0, 1, None, 0),
-        (series(0.1, 0.3, 0.3), 3, 1, None, 0),  # now is best
-        (series(0.3, 0.29, 0.3), 3, 1, None, 0),  # it is not worth it
-        (series(0.3, 0.2, 0.1, 0.2, 0.3), 2, 1, 2, 2 / 3),
-        (series(0.3, 0.2, 0.1, 0.2, 0.3), 1.5, 1, 1.5, 0.5),  # no longer than it may
-        (series(0.4, 0.4, 0.1, 0.1, 0.4), 4, 2, 2, 0.75),
-        (series(0.4, 0.1, 0.1, 0.2, 0.4), 4, 3, 1, 1 - 0.4 / 0.6),
-        (series(0.4, 0.1, 0.3, 0.1, 0.4), 4, 2, 1, 0.2),  # of two that are as good the earlier
-        (series(0.2, -0.1), 3, 1, 1, 1.0),
-        (series(0.4, 0.2), 9, 1, 1, 0.5),  # after the series its mean is expected
-        (series(0.4, 0.2, price_per_kwh=0.1), 9, 1, 2, 0.75),  # or the constant
-        (Tariff(price_per_kwh=0.1), 9, 1, None, 0),
+        (series(0.4, 0.2), [(0, 0.4), (1800, 0.2), (5400, 0.3)]),  # after the series its mean is expected
+        (series(0.4, 0.2, price_per_kwh=0.1), [(0, 0.4), (1800, 0.2), (5400, 0.1)]),  # or the constant
+        (series(0.4, None, 0.1), [(0, 0.4), (1800, 0.25), (5400, 0.1), (9000, 0.25)]),
+        (series(0.4), [(0, 0.4), (1800, 0.4)]),
+        (Tariff(price_per_kwh=0.1), []),
     ],
 )
-def test_a_start_is_put_off_to_the_best_hours(
-    tariff: Tariff, may_wait_h: float, run_h: float, until_h: float | None, saving: float
-) -> None:
-    found = put_off(tariff, now=NOON, latest=NOON + may_wait_h * HOUR, run_s=run_h * 3600)
-    if until_h is None:
-        assert found is None
-    else:
-        assert found is not None
-        assert found.until == NOON + until_h * HOUR
-        assert found.saving == pytest.approx(saving)
+def test_what_is_expected_from_now_on(tariff: Tariff, rates: list[tuple[float, float]]) -> None:
+    found = rates_ahead(tariff, NOON + HOUR / 2)
+    assert [(rate.start_s, rate.per_kwh) for rate in found] == [
+        (start_s, pytest.approx(rate)) for start_s, rate in rates
+    ]
 
 
-PRICES = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+def test_nothing_is_expected_of_a_series_that_is_over() -> None:
+    assert rates_ahead(series(0.4, 0.2), NOON + 2 * HOUR) == ()
 
 
-@given(prices=PRICES, now_m=st.integers(0, 200), may_wait_m=st.integers(1, 300), run_m=st.integers(1, 300))
-def test_no_minute_is_better_than_the_one_that_is_chosen(
-    prices: list[int], now_m: int, may_wait_m: int, run_m: int
-) -> None:
-    tariff = series(*prices)
-    minute = timedelta(minutes=1)
-    mean = sum(prices) / len(prices)
-
-    def cost(start_m: int) -> float:
-        hours = ((start_m + m) // 60 for m in range(run_m))
-        return sum(prices[hour] if hour < len(prices) else mean for hour in hours)
-
-    costs = {start_m: cost(start_m) for start_m in range(now_m, now_m + may_wait_m + 1)}
-    best_m = min(costs, key=lambda start_m: (costs[start_m], start_m))
-    now = NOON + now_m * minute
-    found = put_off(tariff, now=now, latest=now + may_wait_m * minute, run_s=run_m * 60.0)
-    saving = 1 - costs[best_m] / costs[now_m]
-    if found is None:
-        assert saving < LEAST_SAVING + 1e-9 or now_m >= 60 * len(prices)
-    else:
-        assert found.saving == pytest.approx(saving)
-        assert costs[int((found.until - NOON) / minute)] == pytest.approx(costs[best_m])
+def test_co2_is_saved_where_that_is_wanted_or_nothing_else_is_said() -> None:
+    both = Tariff(steps=(Step(start=NOON, price_per_kwh=0.1, carbon_g_per_kwh=90.0),))
+    cleaner = Tariff(steps=(Step(start=NOON, price_per_kwh=None, carbon_g_per_kwh=90.0),))
+    assert [saved_by(tariff) for tariff in (both, cleaner)] == ["price", "carbon"]
+    assert [rates_ahead(tariff, NOON)[0].per_kwh for tariff in (both, cleaner)] == [0.1, 90.0]
 
 
 def settings(folder: Path, tariff: object, **more: object) -> Settings:
