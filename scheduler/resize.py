@@ -65,13 +65,19 @@ def _grow(ground: "_Ground", most: int) -> Iterator[Placement]:
 
 
 def _make_room(ground: "_Ground", line: Sequence[Job], first: str, most: int) -> Resized:
-    """For each job in line the change that saves most, if one lets it start."""
+    """For each job in line the change that saves most, if one lets it start; or room that a change before left over."""
     moves: dict[str, Placement] = {}
     starts: list[Placement] = []
     for job in line:
+        wishes = ground.wishes(job, is_first=job.id == first)
+        spare = [wish for wish in wishes if wish.lacks <= 0]
+        if spare and moves:
+            starts.append(ground.start(max(spare, key=lambda wish: wish.worth_j)))
+            continue
         found = [
             (change.saves_j, -number, wish, change)
-            for wish in ground.wishes(job, is_first=job.id == first)
+            for wish in wishes
+            if wish.lacks > 0
             for number, one in enumerate(ground.resizable)
             if one.job.id not in moves and one.job.priority <= job.priority
             if (change := ground.room(one, wish)) is not None
@@ -162,16 +168,18 @@ class _Ground:
                 found = _better(found, _Change(one, number, places, self._saves_j(one, number, places)))
         return found
 
-    def wishes(self, job: Job, *, is_first: bool) -> Iterator[_Wish]:
+    def wishes(self, job: Job, *, is_first: bool) -> list[_Wish]:
         """The shapes in which a job that waits might start if there were room; without power caps."""
         takes_j = [self._problem.pue * shape.work_j + job.late_j(number) for number, shape in enumerate(job.shapes)]
         size = max(1, min(shape.size for shape in job.shapes))
         starts_s = (self._free_s(shape, is_first) for shape in job.shapes if not shape.shared)
         waits_j = job.wait_w * size * min(self._problem.horizon_s, min(starts_s, default=0.0))
+        found: list[_Wish] = []
         for number, shape in enumerate(job.shapes):
-            lacks = shape.members - sum(self._fits(place, shape, is_first) for place in self._all)
-            if lacks > 0 and not shape.shared and not shape.cap_w:
-                yield _Wish(job, number, lacks, waits_j - (takes_j[number] - min(takes_j)), is_first)
+            if not shape.shared and not shape.cap_w:
+                lacks = shape.members - sum(self._fits(place, shape, is_first) for place in self._all)
+                found.append(_Wish(job, number, lacks, waits_j - (takes_j[number] - min(takes_j)), is_first))
+        return found
 
     def room(self, one: Running, wish: _Wish) -> _Change | None:
         """How the job that runs had best be made smaller for another to start, if that is worth it."""

@@ -128,6 +128,11 @@ def test_who_waits_starts_in_the_shape_that_costs_least_of_those_for_which_there
     assert [one.shape for one in solve(of).placements] == [1]
 
 
+def test_room_that_is_left_over_goes_to_the_next_in_line() -> None:
+    wide = elastic("j1", "abc", {1: 3.0, 3: 2.5})
+    assert resized(ground(THREE, wide, jobs=[job("j2"), job("j3"), job("j4")])) == ({"j1": "a"}, ["j2", "j3"])
+
+
 def test_no_job_is_made_smaller_for_one_of_a_lower_priority_or_for_a_short_wait() -> None:
     assert resized(ground(THREE, elastic("j1", "abc", {2: 3.0, 3: 2.1}, priority=1), jobs=[job("j2")])) == ({}, [])
     ends_soon = elastic("j1", "abc", {2: 0.2, 3: 0.15}, move_j=MOVE_J)
