@@ -1,6 +1,6 @@
 """The packing benchmark over every pod list of openb, untuned: is ours as frugal as PWR+FGD and as roomy as the best?
 
-    python -m bench.packing.lists --data DIR [--seeds 1] [--modes NAME,NAME]
+    python -m bench.packing.lists --data DIR [--seeds 1] [--modes NAME,NAME] [--lists NAME,NAME]
 
 DIR (or ERGON_BENCH_DATA) is that of `python -m bench.packing`, and what that has worked out is used here. The planner
 learns from other sequences of the list, or of the default list where a row says "after default"; in rows with "then"
@@ -88,12 +88,18 @@ def main() -> int:
     where = os.environ.get("ERGON_BENCH_DATA")
     parser.add_argument("--data", type=Path, default=where, required=where is None, help="folder of the lists")
     parser.add_argument("--seeds", type=int, default=1, help=f"sequences of each list, from seed {FIRST_SEED}")
+    parser.add_argument("--lists", type=lambda names: names.split(","), help="only these, by the name in the table")
     parser.add_argument("--modes", type=lambda names: names.split(","), default=list(ours.MODES)[:2], help="of ours")
     options = parser.parse_args()
     seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
+    known = settings(options.data)
+    unknown = [name for name in options.lists or () if name not in known]
+    if unknown:
+        parser.error(f"no list {unknown[0]!r}; there are: {', '.join(known)}")
     rows: list[list[str]] = []
     found: dict[str, object] = {}
-    for title, setting in settings(options.data).items():
+    for title in options.lists or known:
+        setting = known[title]
         results = {name: of_seeds(setting, name, seeds) for name in BASELINES}
         frugal = min(MIXED, key=lambda name: results[name]["ratio"])
         roomy = max(BASELINES, key=lambda name: results[name]["granted@100"])
@@ -111,7 +117,9 @@ def main() -> int:
         f"\n\n{table(header, rows)}"
     )
     print(text)
-    keep("packing-lists", command=f"python -m bench.packing.lists --seeds {options.seeds}", text=text, figures=found)
+    command = f"python -m bench.packing.lists --seeds {options.seeds} --modes {','.join(options.modes)}"
+    command += f" --lists '{','.join(options.lists)}'" if options.lists else ""
+    keep("packing-lists", command=command, text=text, figures=found)
     return 0
 
 
