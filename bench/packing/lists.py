@@ -1,4 +1,5 @@
-"""The packing benchmark over every pod list of openb, untuned: is ours as frugal as PWR+FGD and as roomy as the best?
+"""The packing benchmark over every pod list of openb: is ours, everywhere the same, as frugal as PWR+FGD and as
+roomy as the best?
 
     python -m bench.packing.lists --data DIR [--seeds 1] [--modes NAME,NAME] [--lists NAME,NAME]
 
