@@ -119,18 +119,26 @@ def test_a_job_grows_onto_nodes_that_are_free_and_makes_room_for_one_that_waits(
 
 
 @pytest.mark.parametrize(
-    ("learned", "saved", "spec"),
+    ("moves_per_job", "learned", "saved", "spec"),
     [
-        ((), 10, {}),
-        ((10.0, 9.9, 9.8), 10, {}),
-        ((10.0, 5.2, 3.6), None, {}),
-        ((10.0, 5.2, 3.6), 10, {"may_move": False}),
+        (1.0, (), 10, {}),
+        (1.0, (10.0, 9.9, 9.8), 10, {}),
+        (1.0, (10.0, 5.2, 3.6), None, {}),
+        (1.0, (10.0, 5.2, 3.6), 10, {"may_move": False}),
+        (0.0, (10.0, 5.2, 3.6), 10, {}),
     ],
-    ids=["nothing is known of the work", "it would not pay", "it has not saved", "it did not allow it"],
+    ids=[
+        "nothing is known of the work",
+        "it would not pay",
+        "it has not saved",
+        "it did not allow it",
+        "nothing moves",
+    ],
 )
 def test_otherwise_a_job_does_not_grow(
-    three: Cluster, learned: tuple[float, ...], saved: int | None, spec: dict[str, object]
+    three: Cluster, moves_per_job: float, learned: tuple[float, ...], saved: int | None, spec: dict[str, object]
 ) -> None:
+    three.settings = three.settings.model_copy(update={"moves_per_job": moves_per_job})
     cycle = new_cycle(three)
     learn(three, *learned)
     three.tell("n3", three.place(three.submit(may_move=True), "n3"), AttemptState.RUNNING)
