@@ -23,6 +23,7 @@ from protocol.faults import in_words
 from protocol.nodes import Limit
 from workers.agent import Agent, Settings
 from workers.bell import Bell
+from workers.cache import Shelf
 from workers.caps import Caps
 from workers.cgroups import Groups, NoGroups, find_groups
 from workers.checkpoints import Checkpoints
@@ -206,6 +207,7 @@ def _agent(options: argparse.Namespace) -> Agent:
         bell=bell,
         journal=journal,
         runs=Runs(journal, report.boot_id, groups, report.container_runtime, _starters(options.starters, groups)),
+        shelf=Shelf(journal.folder / "cache"),
         outputs=Outputs(transfer, bell.ring, chance),
         credentials=credentials,
         checkpoints=Checkpoints(bell.ring) if settings.checkpoints else Uploads(transfer, bell.ring, chance),

@@ -99,6 +99,7 @@ class Agent:
         bell: Bell,
         journal: Journal,
         runs: Runs,
+        shelf: Shelf,
         outputs: Outputs,
         credentials: Mapping[str, str | None],
         now_s: Callable[[], float],
@@ -112,6 +113,7 @@ class Agent:
 
         Args:
             bell: ends a wait of this agent, whoever rings it.
+            shelf: what the node keeps of code and data.
             credentials: what `Transfer` needs, for the preparation of attempts.
             now_s: CLOCK_BOOTTIME in s.
             health: looks after the devices, if anybody does.
@@ -134,7 +136,7 @@ class Agent:
         self._caps = caps
         self._owes_limits = False
         self._owes_caps = False
-        self._shelf = Shelf(journal.folder / "cache")
+        self._shelf = shelf
         self._credentials = credentials
         self._now_s = now_s
         self._backoff = Backoff(chance)

@@ -122,7 +122,7 @@ def _start_service(family: Family, nodes: list[str]) -> tuple[str, list[str]]:
         database.wait_ready(DATABASE_READY_S)
     [api] = family.start({"api": _python("service", "api")})
     [cycle] = family.start({"cycle": _python("service", "cycle")})
-    tokens = _service(family, "token", "node", *nodes).split()
+    tokens = _service(family, "token", "node", *nodes).split() if nodes else []
     url = str(api.wait_ready(READY_S)["url"]).rstrip("/")
     cycle.wait_ready(READY_S)
     return url, tokens

@@ -13,6 +13,7 @@ from tests.simulation.machine import Folder, Machine
 from tests.simulation.service import Api, Refusing
 from tests.simulation.world import Flag, Process, Queue, World
 from workers.agent import Agent, Settings
+from workers.cache import Shelf
 from workers.exchange import (
     CALL_TIMEOUT_S,
     EXIT_REPLACED,
@@ -171,6 +172,7 @@ class Node:
                 bell=folder.bell,  # pyright: ignore[reportArgumentType]
                 journal=folder,  # pyright: ignore[reportArgumentType]
                 runs=folder,  # pyright: ignore[reportArgumentType]
+                shelf=Shelf(folder.path / "cache"),
                 outputs=NothingToStore(
                     Transfer({"server": "http://127.0.0.1", "token": "", "ca": None}),
                     folder.bell.ring,
