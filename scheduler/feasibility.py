@@ -205,13 +205,16 @@ _Counts = tuple[tuple[str, int], ...]
 _Shares = tuple[tuple[str, tuple[int, ...]], ...]
 """The largest part of one device by kind and level of isolation."""
 
+REMEMBERED = 1 << 14
+"""Sets of devices of which is remembered what they come to: more than the nodes of any cluster. About 1 KB each."""
 
-@lru_cache(maxsize=4096)
+
+@lru_cache(maxsize=REMEMBERED)
 def _whole(devices: tuple[Device, ...]) -> tuple[_Counts, _Shares]:
     return _kinds((device, WHOLE_DEVICE) for device in devices)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=REMEMBERED)
 def _free(devices: tuple[Device, ...]) -> tuple[_Counts, _Shares]:
     return _kinds((device, device.free) for device in devices)
 

@@ -4,7 +4,7 @@ works out again whatever it can, so that a mistake of the planner is not repeate
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler.plan import Outcome, Placement, Plan
@@ -484,26 +484,39 @@ def _proof(plan: Plan) -> Iterator[Violation]:
 
 def _possible(problem: Problem) -> dict[str, list[Shape]]:
     """The shapes of each job that the nodes could carry if all were free, on and open; jobs without any have none."""
-    kinds = {node.id: Counter(device.kind for device in node.devices) for node in problem.nodes}
+    classes = [(nodes[0], len(nodes)) for nodes in _classes(problem.nodes)]
     able: dict[Shape, int] = {}
     possible: dict[str, list[Shape]] = {}
     for job in problem.jobs:
         for shape in job.shapes:
             if shape not in able:
-                able[shape] = sum(
-                    _has_devices(node, kinds[node.id], shape)
-                    and node.cpu_millicores >= shape.millicores
-                    and node.memory_bytes >= shape.memory_bytes
-                    and (node.container_fault == "" or not shape.in_container)
-                    and (node.can_cap or not shape.cap_w)
-                    for node in problem.nodes
-                )
+                able[shape] = sum(count for node, count in classes if _could_carry(node, shape))
             if able[shape] >= shape.members:
                 possible.setdefault(job.id, []).append(shape)
     return possible
 
 
-def _has_devices(node: Node, kinds: Counter[str], shape: Shape) -> bool:
+def _classes(nodes: Sequence[Node]) -> Iterable[list[Node]]:
+    """Nodes that could carry the same, were they free."""
+    found: dict[object, list[Node]] = {}
+    for node in nodes:
+        devices = tuple(sorted((device.kind, device.isolation) for device in node.devices))
+        has = (devices, node.cpu_millicores, node.memory_bytes, node.container_fault == "", node.can_cap)
+        found.setdefault(has, []).append(node)
+    return found.values()
+
+
+def _could_carry(node: Node, shape: Shape) -> bool:
+    return (
+        _has_devices(node, shape)
+        and node.cpu_millicores >= shape.millicores
+        and node.memory_bytes >= shape.memory_bytes
+        and (node.container_fault == "" or not shape.in_container)
+        and (node.can_cap or not shape.cap_w)
+    )
+
+
+def _has_devices(node: Node, shape: Shape) -> bool:
     if shape.devices and shape.share < WHOLE_DEVICE:
         return any(device.kind == shape.kind and device.isolation >= shape.isolation for device in node.devices)
-    return kinds[shape.kind] >= shape.devices
+    return sum(device.kind == shape.kind for device in node.devices) >= shape.devices
