@@ -27,7 +27,7 @@ up: setup ## start a local cluster and stay
 	@$(BIN)/ergon up
 
 test: setup ## the tests, but for the pages that `make pages` follows
-	@$(BIN)/pytest -n 3 --dist loadfile -m 'not pages' tests
+	@$(BIN)/pytest -n 2 --dist loadfile -m 'not pages' tests
 
 pages: setup ## follow the pages of the documentation, command by command
 	@$(BIN)/pytest -n 2 --dist loadgroup -m pages tests/docs
