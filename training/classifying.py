@@ -58,8 +58,8 @@ def load(options: ClassifyOptions) -> Classified:
 def _digits() -> tuple[torch.Tensor, torch.Tensor, int]:
     """As `sklearn.datasets.load_digits`, from its file: to import scikit-learn takes as long as to import torch."""
     package = find_spec("sklearn")
-    assert package is not None
-    assert package.origin is not None
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the images of digits are scikit-learn's, which is not installed")
     table = torch.from_numpy(np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=","))
     return table[:, :-1].float(), table[:, -1].long(), 10
 

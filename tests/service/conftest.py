@@ -29,6 +29,15 @@ def cluster(engine: Engine, settings: Settings) -> Cluster:
 
 
 @pytest.fixture
+def three(cluster: Cluster) -> Cluster:
+    """Three nodes of one device."""
+    cluster.lead()
+    for name in ("n1", "n2", "n3"):
+        cluster.join(name, slots=1, kind="t4")
+    return cluster
+
+
+@pytest.fixture
 def app(cluster: Cluster) -> FastAPI:
     parts = Parts(
         engine=cluster.engine,

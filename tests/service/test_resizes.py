@@ -19,15 +19,6 @@ TRAIN = {"command": ["python", "train.py"], "nodes": "1-3", "may_move": True}
 HOURS_S = 36_000.0
 
 
-@pytest.fixture
-def three(cluster: Cluster) -> Cluster:
-    """Three nodes of one device."""
-    cluster.lead()
-    for name in ("n1", "n2", "n3"):
-        cluster.join(name, slots=1, kind="t4")
-    return cluster
-
-
 def learn(cluster: Cluster, *hours: float) -> None:
     """The work has run on one node for so many hours, on two, and so on."""
     for number, each in enumerate(hours, start=1):

@@ -18,15 +18,6 @@ TRAIN = {"command": ["python", "train.py"], "nodes": "1-3", "expected_run_s": 3_
 
 
 @pytest.fixture
-def three(cluster: Cluster) -> Cluster:
-    """Three nodes of one device."""
-    cluster.lead()
-    for name in ("n1", "n2", "n3"):
-        cluster.join(name, slots=1, kind="t4")
-    return cluster
-
-
-@pytest.fixture
 def cycle(three: Cluster) -> Cycle:
     return new_cycle(three)
 
