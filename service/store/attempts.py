@@ -309,6 +309,7 @@ def held_work(tx: Connection, job_id: str | None = None) -> Sequence[Record]:
         .join(attempts, members.c.attempt_id == attempts.c.id)
         .join(jobs, attempts.c.job_id == jobs.c.id)
         .where(members.c.released_at.is_(None))
+        .order_by(members.c.attempt_id, members.c.member)
     )
     return tx.execute(query if job_id is None else query.where(jobs.c.id == job_id)).all()
 
@@ -389,4 +390,6 @@ def latest_ends_on_node(tx: Connection, node_id: str, limit: int) -> Sequence[tu
 
 
 def nodes_of_attempt(tx: Connection, attempt_id: str) -> Sequence[str]:
-    return tx.execute(select(members.c.node_id).where(members.c.attempt_id == attempt_id)).scalars().all()
+    """In the order of the members."""
+    query = select(members.c.node_id).where(members.c.attempt_id == attempt_id).order_by(members.c.member)
+    return tx.execute(query).scalars().all()

@@ -55,8 +55,9 @@ def find_job(tx: Connection, job_id: str, *, user_id: str | None) -> Record | No
 
 
 def find_jobs(tx: Connection, ids: Collection[str]) -> Sequence[Record]:
-    """These jobs, as far as they exist."""
-    return tx.execute(select(jobs).where(jobs.c.id == any_(literal(list(ids), ARRAY(Text))))).all()
+    """These jobs, as far as they exist, in the order in which they came."""
+    query = select(jobs).where(jobs.c.id == any_(literal(list(ids), ARRAY(Text))))
+    return tx.execute(query.order_by(jobs.c.seq)).all()
 
 
 def latest_specs(tx: Connection, limit: int) -> Sequence[dict[str, object]]:
