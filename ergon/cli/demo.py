@@ -147,7 +147,9 @@ def _watch(cluster: LocalCluster, admin: Client, story: Story, screen: Console) 
     with board_on(screen) as board:
         while True:
             cluster.check()
-            story.jobs |= {job.id: job for job in admin.jobs() if job.id in story.jobs}
+            for job_id, job in story.jobs.items():
+                if job.state not in FINAL_JOB_STATES:
+                    story.jobs[job_id] = admin.job(job_id)
             board.show(story.jobs.values())
             story.waited |= {job.id for job in story.jobs.values() if _waits(job)}
             if all(job.state in FINAL_JOB_STATES for job in story.jobs.values()):
